@@ -1,0 +1,90 @@
+"""What the verbs share on a terminal: consoles, progress, and silence around noisy libraries."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..errors import ServableError
+
+PIPE_WIDTH = 140
+
+Step = Callable[[str, int, int], None]
+
+
+def stdout() -> Console:
+    """For results; plain text when it is not a terminal."""
+    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+
+
+def stderr() -> Console:
+    """For notes and progress."""
+    return Console(file=sys.stderr, highlight=False)
+
+
+@contextmanager
+def quiet() -> Iterator[Console]:
+    """Send what libraries write to the standard streams to a log, also what C++ code writes.
+
+    Yields a console on the real stderr. If something unexpected is raised, the log's end is printed.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with tempfile.TemporaryFile() as log, os.fdopen(os.dup(2), "w", encoding="utf-8") as real:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        failed = False
+        try:
+            yield Console(file=real, highlight=False)
+        except (ServableError, KeyboardInterrupt):
+            raise
+        except Exception:
+            failed = True
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(saved[0], 1)
+            os.dup2(saved[1], 2)
+            os.close(saved[0])
+            os.close(saved[1])
+            if failed:
+                log.seek(0)
+                sys.stderr.write(log.read()[-4000:].decode("utf-8", "replace"))
+
+
+@contextmanager
+def progress(console: Console, title: str) -> Iterator[Step]:
+    """A progress bar on a terminal, one plain line a step in a pipe.
+
+    The yielded function takes the step's name, the steps done and their total.
+    """
+    if not console.is_terminal:
+        last = ""
+
+        def plain(text: str, done: int, total: int) -> None:
+            nonlocal last
+            if text != last:
+                console.print(f"{title}: {text}", soft_wrap=True)
+                last = text
+
+        yield plain
+        return
+    columns = (
+        TextColumn("[bold]{task.fields[title]}"),
+        BarColumn(bar_width=30),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("", total=None, title=title)
+        yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)

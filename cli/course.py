@@ -1,0 +1,39 @@
+"""Where the catalogue meets export and bench: a model's card, weights and data, handed on as one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..clients.bench import LabelledData
+from ..export import Source
+from ..models import CATALOGUE, ModelCard, samples
+
+
+def source(card: ModelCard, weights: Path | None = None) -> Source:
+    """The trained model of a card, ready to be exported. Builds it, so this imports TensorFlow."""
+    from ..models import training
+
+    data = samples.test_samples(card)
+    words = "1,000 Fashion-MNIST test images" if card.dataset == "fashion-mnist" else "every degree of -40…100 °C"
+    return Source(
+        name=card.name,
+        model=training.load(card, weights),
+        signature=card.signature,
+        task=card.task,
+        metric=card.metric,
+        data=words,
+        inputs=data.inputs,
+        targets=data.targets,
+        calibration=samples.calibration_samples(card),
+        labels=card.labels,
+        preprocessing=card.preprocessing,
+    )
+
+
+def labelled_data(model: str) -> LabelledData | None:
+    """Test data for a model of the catalogue, None for others."""
+    card = CATALOGUE.get(model)
+    if card is None:
+        return None
+    data = samples.test_samples(card)
+    return LabelledData(data.inputs, data.targets, card.metric)

@@ -1,0 +1,74 @@
+"""Tables that several verbs print: artifacts with their evidence, and benchmark results."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from ..clients.bench import BenchResult
+from ..manifest import Manifest
+from ..signature import DEFAULT_SIGNATURE
+
+BENCH_HEADER = ("artifact", "size", "init", "p50", "p90", "p99")
+
+
+def size(count: int) -> str:
+    """Bytes for people: 1.2 MB, in powers of ten."""
+    if count < 10_000:
+        return f"{count / 1000:.1f} kB"
+    return f"{count / 1000:.0f} kB" if count < 1_000_000 else f"{count / 1_000_000:.2f} MB"
+
+
+def metric(name: str | None, value: float | None) -> str:
+    """A metric's value: accuracy in percent, errors with three digits, a dash for none."""
+    if value is None:
+        return "–"
+    return f"{value:.2%}" if name == "accuracy" else f"{value:.3g}"
+
+
+def evidence_table(manifest: Manifest) -> Table:
+    """One row an artifact: size, distance from the source, agreement, metric."""
+    table = Table("artifact", "size", "max abs error", "top-1 agreement", "metric")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for artifact in manifest.artifacts:
+        found = artifact.evidence[DEFAULT_SIGNATURE]
+        agreement = "–" if found.top1_agreement is None else f"{found.top1_agreement:.2%}"
+        name = found.metric or ""
+        table.add_row(
+            artifact.label,
+            size(artifact.bytes),
+            f"{found.max_abs_error:.2g}",
+            agreement,
+            f"{name} {metric(found.metric, found.metric_value)}".strip(),
+        )
+    return table
+
+
+def bench_header(results: Sequence[BenchResult]) -> list[str]:
+    """Column titles; the last is the metric's name."""
+    return [*BENCH_HEADER, next((result.metric for result in results if result.metric), "metric")]
+
+
+def bench_row(result: BenchResult) -> list[str]:
+    """One result as text cells."""
+    times = (f"{value:.3f} ms" for value in (result.p50_ms, result.p90_ms, result.p99_ms))
+    return [
+        result.artifact,
+        size(result.bytes),
+        f"{result.init_ms:.1f} ms",
+        *times,
+        metric(result.metric, result.metric_value),
+    ]
+
+
+def bench_table(title: str, results: Sequence[BenchResult]) -> Table:
+    """The results with the fastest artifact marked."""
+    table = Table(*bench_header(results), title=title)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    best = min(results, key=lambda result: result.p50_ms, default=None)
+    for result in results:
+        table.add_row(*bench_row(result), style="bold green" if result is best else "")
+    return table

@@ -1,0 +1,131 @@
+"""Latency and accuracy of each artifact of a version, side by side on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import metrics, runtimes
+from ..errors import MissingExtraError
+from ..manifest import Artifact, Manifest
+from ..runtimes import Runtime
+from ..signature import DEFAULT_SIGNATURE
+
+WARMUP_RUNS = 20
+ACCURACY_BATCH = 125
+
+
+@dataclass(frozen=True)
+class LabelledData:
+    """Inputs and targets to measure the task metric on; ``metric`` names one of ``servable.metrics``."""
+
+    inputs: NDArray[Any]
+    targets: NDArray[Any]
+    metric: str
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """One artifact on one thread, one sample a run.
+
+    Times are in milliseconds, ``bytes`` the size on disk. ``init_ms`` is loading the file, the engine
+    having been imported before. Percentiles are nearest-rank over all timed runs.
+    """
+
+    artifact: str
+    runtime: str
+    bytes: int
+    init_ms: float
+    runs: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    metric: str | None = None
+    metric_value: float | None = None
+
+
+def percentile(sorted_values: list[float], percent: float) -> float:
+    """Nearest-rank percentile of ascending values.
+
+    >>> percentile([1.0, 2.0, 3.0, 4.0], 50)
+    2.0
+    >>> percentile([1.0, 2.0, 3.0, 4.0], 99)
+    4.0
+    """
+    rank = max(1, -(-len(sorted_values) * percent // 100))
+    return sorted_values[int(rank) - 1]
+
+
+def bench_version(
+    folder: Path,
+    manifest: Manifest,
+    data: LabelledData | None,
+    duration_s: float = 1.0,
+    skipped: Callable[[Artifact, MissingExtraError], None] = lambda *_: None,
+) -> Iterator[BenchResult]:
+    """Time every artifact of a version folder for ``duration_s`` each, one after the other.
+
+    Artifacts whose engine is not installed go to ``skipped``. Without labelled data the input is one
+    row of zeros and no metric is given.
+    """
+    for artifact in manifest.artifacts:
+        try:
+            yield _bench_artifact(folder / artifact.path, artifact, manifest, data, duration_s)
+        except MissingExtraError as error:
+            skipped(artifact, error)
+
+
+def _bench_artifact(
+    path: Path, artifact: Artifact, manifest: Manifest, data: LabelledData | None, duration_s: float
+) -> BenchResult:
+    runtimes.load(path, threads=1).close()  # imports the engine
+    started = time.perf_counter_ns()
+    with runtimes.load(path, threads=1) as runtime:
+        init_ns = time.perf_counter_ns() - started
+        (spec,) = manifest.signatures[DEFAULT_SIGNATURE].inputs.values()
+        if data is None:
+            rows = np.zeros((1, *(size or 1 for size in (spec.shape or ())[1:])), spec.dtype)
+        else:
+            rows = data.inputs
+        times = sorted(_time_runs(runtime, spec.name, rows, duration_s))
+        value = _measure(runtime, spec.name, data) if data else None
+        return BenchResult(
+            artifact=artifact.label,
+            runtime=runtime.name,
+            bytes=artifact.bytes,
+            init_ms=init_ns / 1e6,
+            runs=len(times),
+            p50_ms=percentile(times, 50),
+            p90_ms=percentile(times, 90),
+            p99_ms=percentile(times, 99),
+            metric=data.metric if data else None,
+            metric_value=value,
+        )
+
+
+def _time_runs(runtime: Runtime, name: str, rows: NDArray[Any], duration_s: float) -> list[float]:
+    samples = [{name: rows[i : i + 1]} for i in range(min(len(rows), 100))]
+    for i in range(WARMUP_RUNS):
+        runtime.run(DEFAULT_SIGNATURE, samples[i % len(samples)])
+    times: list[float] = []
+    end = time.perf_counter() + duration_s
+    while time.perf_counter() < end:
+        sample = samples[len(times) % len(samples)]
+        started = time.perf_counter_ns()
+        runtime.run(DEFAULT_SIGNATURE, sample)
+        times.append((time.perf_counter_ns() - started) / 1e6)
+    return times
+
+
+def _measure(runtime: Runtime, name: str, data: LabelledData) -> float:
+    parts = [
+        next(iter(runtime.run(DEFAULT_SIGNATURE, {name: data.inputs[i : i + ACCURACY_BATCH]}).values()))
+        for i in range(0, len(data.inputs), ACCURACY_BATCH)
+    ]
+    return metrics.compute(data.metric, np.concatenate(parts), data.targets)

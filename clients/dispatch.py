@@ -1,0 +1,33 @@
+"""`connect`: one function for every kind of target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .base import Client
+from .targets import parse_address
+
+
+def connect(target: str | Path, *, threads: int = 0) -> Client:
+    """A client of a served model or of a model file.
+
+    Targets: ``grpc://host:port/model``, ``http://host:port/model`` (both also with ``/versions/N`` or
+    ``/labels/L``), a ``.tflite`` or ``.onnx`` file, a version folder, or ``store/model`` for its newest
+    version. Nothing travels before the first call. ``threads`` bounds the threads of an on-device
+    model (0: its engine decides).
+
+    Raises `TargetError` for a string that is none of these, `ArtifactError` for a file that cannot be
+    loaded and `MissingExtraError` without its engine.
+    """
+    address = parse_address(str(target))
+    if address is None:
+        from .local import LocalClient
+
+        return LocalClient.open(Path(target), threads=threads)
+    if address.scheme == "grpc":
+        from .grpc import GrpcClient
+
+        return GrpcClient(str(target), address)
+    from .rest import RestClient
+
+    return RestClient(str(target), address)

@@ -1,0 +1,91 @@
+"""The gRPC client, on our own message classes: no TensorFlow, no generated stubs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+
+from ..errors import ServableError, UnavailableError, error_for_code
+from ..signature import Signature
+from ..wire import messages, signatures, tensors
+from .base import DEFAULT_TIMEOUT_S, Arrays, Client, Metadata
+from .targets import Address
+
+
+class GrpcClient(Client):
+    """A model behind ``PredictionService``."""
+
+    def __init__(self, target: str, address: Address) -> None:
+        self.target = target
+        self._address = address
+        self._channel = grpc.insecure_channel(
+            address.authority,
+            options=[("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)],
+        )
+        self._predict = self._method("Predict", messages.PredictResponse)
+        self._get_metadata = self._method("GetModelMetadata", messages.GetModelMetadataResponse)
+        self._known: Metadata | None = None
+
+    def _method(self, name: str, response: Any) -> Callable[..., Any]:
+        method: Callable[..., Any] = self._channel.unary_unary(
+            f"/{messages.PREDICTION_SERVICE}/{name}",
+            request_serializer=lambda request: request.SerializeToString(),
+            response_deserializer=response.FromString,
+        )
+        return method
+
+    def _run(self, signature: Signature, inputs: Arrays, outputs: Sequence[str], timeout_s: float) -> Arrays:
+        request = messages.PredictRequest()
+        self._fill(request.model_spec)
+        request.model_spec.signature_name = signature.name
+        for name, array in inputs.items():
+            request.inputs[name].CopyFrom(tensors.encode(array, signature.inputs[name].dtype, content=True))
+        request.output_filter.extend(outputs)
+        response = self._call(self._predict, request, timeout_s)
+        return {name: tensors.decode(proto) for name, proto in response.outputs.items()}
+
+    def metadata(self) -> Metadata:
+        """Asked for with GetModelMetadata once, then remembered."""
+        if self._known is None:
+            self._known = self._ask_metadata()
+        return self._known
+
+    def _ask_metadata(self) -> Metadata:
+        request = messages.GetModelMetadataRequest(metadata_field=["signature_def"])
+        self._fill(request.model_spec)
+        response = self._call(self._get_metadata, request, DEFAULT_TIMEOUT_S)
+        definitions = messages.SignatureDefMap()
+        response.metadata["signature_def"].Unpack(definitions)
+        return Metadata(
+            model=response.model_spec.name,
+            version=response.model_spec.version.value,
+            signatures={
+                name: signatures.from_signature_def(name, message)
+                for name, message in sorted(definitions.signature_def.items())
+            },
+        )
+
+    def _fill(self, spec: Any) -> None:
+        spec.name = self._address.model
+        if self._address.version is not None:
+            spec.version.value = self._address.version
+        elif self._address.label:
+            spec.version_label = self._address.label
+
+    def _call(self, method: Callable[..., Any], request: Any, timeout_s: float) -> Any:
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise self._translate(error) from error
+
+    def _translate(self, error: Any) -> ServableError:
+        code, details = error.code(), error.details() or ""
+        if code == grpc.StatusCode.UNAVAILABLE:
+            return UnavailableError(f"{self.target} cannot be reached: {details}; is the server running?")
+        return error_for_code(code.value[0], f"{self.target}: {details}")
+
+    def close(self) -> None:
+        """Close the channel."""
+        self._channel.close()

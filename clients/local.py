@@ -1,0 +1,104 @@
+"""The on-device client: a model file or a version folder in its own runtime, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import extras, runtimes
+from ..errors import ArtifactError, MissingExtraError, TargetError
+from ..manifest import FILE_NAME, Manifest, Preprocessing
+from ..runtimes import Runtime
+from ..signature import Signature
+from ..store import Store
+from ..twin import Twin
+from .base import Arrays, Client, Metadata
+
+# Which artifact of a version folder answers: the first that the manifest lists and whose engine is here.
+_PREFERRED = (("onnx", "onnxruntime"), ("tflite", "ai_edge_litert.interpreter"), ("saved_model", "tensorflow"))
+
+
+class LocalClient(Client):
+    """One artifact; a manifest beside it adds the labels, the preprocessing and the derived signatures."""
+
+    def __init__(self, target: str, runtime: Runtime, manifest: Manifest | None) -> None:
+        self.target = target
+        self._runtime = runtime
+        self._manifest = manifest
+        self._twin = Twin(manifest, runtime) if manifest else None
+
+    @classmethod
+    def open(cls, path: Path, *, threads: int = 0) -> LocalClient:
+        """Load a ``.tflite`` or ``.onnx`` file, a version folder, or the newest version of ``store/model``.
+
+        Raises `TargetError` if the path is none of these, `ArtifactError` if it cannot be loaded.
+        """
+        if not path.exists():
+            raise TargetError(
+                f"target {str(path)!r}: there is no such file or folder, and it is no grpc:// or http:// address"
+            )
+        if path.is_dir() and not (path / FILE_NAME).exists() and not (path / "saved_model.pb").exists():
+            path = _newest_version(path)
+        manifest = _manifest_beside(path)
+        if path.is_dir() and manifest:
+            path = _choose(path, manifest)
+        return cls(str(path), runtimes.load(path, threads=threads), manifest)
+
+    def _run(self, signature: Signature, inputs: Arrays, outputs: Sequence[str], timeout_s: float) -> Arrays:
+        return (self._twin or self._runtime).run(signature.name, inputs, outputs)
+
+    def metadata(self) -> Metadata:
+        """From the manifest where there is one, from the file otherwise."""
+        if self._manifest is None or self._twin is None:
+            return Metadata(Path(self.target).stem, None, self._runtime.signatures)
+        signatures = {name: self._manifest.signatures[name] for name in self._twin.signatures()}
+        return Metadata(self._manifest.model, self._manifest.version, signatures)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The manifest's labels."""
+        return self._manifest.labels if self._manifest else ()
+
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """The manifest's preprocessing."""
+        return self._manifest.preprocessing if self._manifest else None
+
+    def close(self) -> None:
+        """Free the model."""
+        self._runtime.close()
+
+
+def _newest_version(folder: Path) -> Path:
+    store = Store(folder.parent)
+    if store.versions(folder.name):
+        return store.path(folder.name)
+    models = Store(folder).models()
+    hint = (
+        f"; it looks like a store: name one of its models, {', '.join(str(folder / m) for m in models)}"
+        if models
+        else ""
+    )
+    raise TargetError(f"target {str(folder)!r} is neither a version folder nor a model with versions{hint}")
+
+
+def _manifest_beside(path: Path) -> Manifest | None:
+    folder = path if path.is_dir() else path.parent
+    return Manifest.read(folder) if (folder / FILE_NAME).is_file() else None
+
+
+def _choose(folder: Path, manifest: Manifest) -> Path:
+    missing: MissingExtraError | None = None
+    for kind, module in _PREFERRED:
+        artifact = manifest.artifact(kind)
+        if artifact is None:
+            continue
+        try:
+            extras.load(module, f"running {folder}")
+        except MissingExtraError as error:
+            missing = missing or error
+            continue
+        return folder / artifact.path
+    if missing:
+        raise missing
+    raise ArtifactError(f"{folder} holds no artifact that can be run; its manifest lists none")

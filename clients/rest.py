@@ -1,0 +1,85 @@
+"""The REST client, over httpx."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+from google.protobuf import json_format
+
+from ..errors import DeadlineExceededError, ServableError, UnavailableError, UnknownError, error_for_http_status
+from ..signature import Signature
+from ..wire import json_codec, messages, signatures
+from .base import DEFAULT_TIMEOUT_S, Arrays, Client, Metadata
+from .targets import Address
+
+
+class RestClient(Client):
+    """A model behind ``/v1/models``."""
+
+    def __init__(self, target: str, address: Address) -> None:
+        self.target = target
+        self._address = address
+        # trust_env would send requests for localhost through a proxy that the environment names.
+        self._http = httpx.Client(base_url=f"{address.scheme}://{address.authority}", trust_env=False)
+        self._known: Metadata | None = None
+
+    def _run(self, signature: Signature, inputs: Arrays, outputs: Sequence[str], timeout_s: float) -> Arrays:
+        body = json_codec.format_predict_request(inputs, signature.name)
+        answer = self._ask("POST", f"{self._address.rest_path}:predict", timeout_s, body)
+        results = json_codec.parse_predict_response(answer, signature.outputs)
+        return {name: results[name] for name in outputs or results}
+
+    def metadata(self) -> Metadata:
+        """Asked for with ``GET …/metadata`` once, then remembered."""
+        if self._known is None:
+            answer = self._ask("GET", f"{self._address.rest_path}/metadata", DEFAULT_TIMEOUT_S)
+            self._known = self._parse_metadata(answer)
+        return self._known
+
+    def _parse_metadata(self, answer: bytes) -> Metadata:
+        try:
+            body = json.loads(answer)
+            definitions = messages.SignatureDefMap()
+            json_format.ParseDict(
+                body["metadata"]["signature_def"],
+                definitions,
+                ignore_unknown_fields=True,
+                descriptor_pool=messages.POOL,
+            )
+            return Metadata(
+                model=body["model_spec"]["name"],
+                version=int(body["model_spec"]["version"]),
+                signatures={
+                    name: signatures.from_signature_def(name, message)
+                    for name, message in sorted(definitions.signature_def.items())
+                },
+            )
+        except (ValueError, KeyError, TypeError, json_format.ParseError) as error:
+            raise UnknownError(f"{self.target} answered no model metadata; is it a TensorFlow Serving API?") from error
+
+    def _ask(self, method: str, path: str, timeout_s: float, body: bytes | None = None) -> bytes:
+        headers = {"Content-Type": "application/json"} if body is not None else {}
+        try:
+            response = self._http.request(method, path, content=body, headers=headers, timeout=timeout_s)
+        except httpx.TimeoutException as error:
+            raise DeadlineExceededError(f"{self.target}: no answer within {timeout_s:g} s") from error
+        except httpx.TransportError as error:
+            raise UnavailableError(f"{self.target} cannot be reached: {error}; is the server running?") from error
+        if response.status_code != 200:
+            raise self._error(response.status_code, response.content)
+        return response.content
+
+    def _error(self, status: int, content: bytes) -> ServableError:
+        message: Any = None
+        try:
+            message = json.loads(content)["error"]
+        except (ValueError, KeyError, TypeError):
+            message = f"HTTP status {status}"
+        return error_for_http_status(status, f"{self.target}: {message}")
+
+    def close(self) -> None:
+        """Close the connection pool."""
+        self._http.close()

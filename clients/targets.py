@@ -1,0 +1,75 @@
+"""Target strings: what a client connects to."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from ..errors import TargetError
+
+_PATH = re.compile(
+    r"/(?:v1/models/)?(?P<model>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?/?", re.ASCII
+)
+_DEFAULT_PORT = {"grpc": 8500, "http": 8501, "https": 443}
+
+
+@dataclass(frozen=True)
+class Address:
+    """A served model: scheme, host, port, model, and the version or label that was asked for."""
+
+    scheme: str
+    host: str
+    port: int
+    model: str
+    version: int | None = None
+    label: str | None = None
+
+    @property
+    def authority(self) -> str:
+        """``host:port``, an IPv6 address in brackets."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def rest_path(self) -> str:
+        """``/v1/models/NAME[/versions/N|/labels/L]``."""
+        if self.version is not None:
+            return f"/v1/models/{self.model}/versions/{self.version}"
+        return f"/v1/models/{self.model}" + (f"/labels/{self.label}" if self.label else "")
+
+
+def parse_address(target: str) -> Address | None:
+    """A server's address, or None where the target is a path.
+
+    >>> parse_address("grpc://localhost:8500/cnn/versions/3")
+    Address(scheme='grpc', host='localhost', port=8500, model='cnn', version=3, label=None)
+    >>> parse_address("store/cnn") is None
+    True
+
+    Raises `TargetError` for an unknown scheme, a missing host or model, or a port that is none.
+    """
+    if "://" not in target:
+        return None
+    parts = urlsplit(target)
+    if parts.scheme not in _DEFAULT_PORT:
+        raise TargetError(
+            f"target {target!r}: unknown scheme {parts.scheme!r}; use grpc://, http://, https:// or a path"
+        )
+    try:
+        port = parts.port or _DEFAULT_PORT[parts.scheme]
+    except ValueError:
+        raise TargetError(f"target {target!r}: the port is not a number from 1 to 65535") from None
+    match = _PATH.fullmatch(parts.path)
+    if not parts.hostname or not match or parts.query or parts.fragment:
+        raise TargetError(
+            f"target {target!r} should read {parts.scheme}://HOST:PORT/MODEL, "
+            "with /versions/N or /labels/LABEL behind it if wanted"
+        )
+    return Address(
+        scheme=parts.scheme,
+        host=parts.hostname,
+        port=port,
+        model=unquote(match["model"]),
+        version=int(match["version"]) if match["version"] else None,
+        label=unquote(match["label"]) if match["label"] else None,
+    )

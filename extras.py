@@ -1,0 +1,37 @@
+"""Packages that only an extra installs: one table, one way to import them, one message if missing."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Any
+
+from .errors import MissingExtraError
+
+EXTRA_OF = {
+    "ai_edge_litert.interpreter": "edge",
+    "keras": "export",
+    "matplotlib": "export",
+    "onnx": "export",
+    "onnxruntime": "serve",
+    "tensorflow": "export",
+    "tf2onnx": "export",
+    "uvicorn": "serve",
+}
+
+
+def load(module: str, what: str) -> Any:
+    """Import a package of the table; ``what`` names who needs it ("the server", "exporting a model").
+
+    Raises `MissingExtraError` with the pip command if it is not installed.
+    """
+    if module in ("tensorflow", "keras", "tf2onnx"):
+        # Without this, every TensorFlow process starts with a page of notes about CUDA and oneDNN.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.split(".", maxsplit=1)[0]
+        if (error.name or "").split(".")[0] != package:
+            raise
+        raise MissingExtraError(what, package.replace("_", "-"), EXTRA_OF[module]) from error

@@ -1,0 +1,98 @@
+"""SavedModels in TensorFlow, through a session as TensorFlow Serving itself runs them.
+
+A session callable answers a small model in half the time of a TF2 signature function, loads TF1 and
+TF2 SavedModels alike, and gives the error texts that TensorFlow Serving gives.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from .. import extras
+from ..errors import ArtifactError, UnavailableError, error_for_code
+from ..signature import Signature, TensorSpec
+from .base import Runtime, check_names, select_outputs
+
+
+class SavedModelRuntime(Runtime):
+    """One SavedModel folder, the MetaGraph tagged ``serve``; TF1 and TF2, any signature."""
+
+    name = "tensorflow"
+
+    def __init__(self, tf: Any, session: Any, signature_defs: Mapping[str, Any]) -> None:
+        self._tf = tf
+        self._session: Any = session
+        self._callables: dict[tuple[str, tuple[str, ...]], Callable[..., list[NDArray[Any]]]] = {}
+        self._lock = threading.Lock()
+        self.signatures = {
+            name: Signature(
+                inputs={key: _spec(tf, key, definition.inputs[key]) for key in sorted(definition.inputs)},
+                outputs={key: _spec(tf, key, definition.outputs[key]) for key in sorted(definition.outputs)},
+                method_name=definition.method_name,
+                name=name,
+            )
+            for name, definition in signature_defs.items()
+        }
+
+    @classmethod
+    def load(cls, path: Path, *, threads: int = 0) -> Self:
+        tf = extras.load("tensorflow", "running a SavedModel")
+        v1 = tf.compat.v1
+        config = v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads)
+        session = v1.Session(graph=tf.Graph(), config=config)
+        try:
+            with session.graph.as_default():
+                meta_graph = v1.saved_model.loader.load(session, ["serve"], str(path))
+        except (tf.errors.OpError, OSError, RuntimeError) as error:
+            session.close()
+            raise ArtifactError(f"{path} is not a SavedModel that TensorFlow can load: {error}") from error
+        return cls(tf, session, meta_graph.signature_def)
+
+    def run(
+        self, signature: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] = ()
+    ) -> dict[str, NDArray[Any]]:
+        spec = self._signature(signature)
+        check_names(spec, inputs)
+        wanted = select_outputs(spec, outputs)
+        call = self._callable(spec, tuple(wanted))
+        try:
+            results = call(*(inputs[name] for name in spec.inputs))
+        except self._tf.errors.OpError as error:
+            raise error_for_code(error.error_code, error.message) from error
+        return dict(zip(wanted, results, strict=True))
+
+    def _callable(self, spec: Signature, wanted: tuple[str, ...]) -> Callable[..., list[NDArray[Any]]]:
+        key = (spec.name, wanted)
+        call = self._callables.get(key)
+        if call is None:
+            with self._lock:
+                if self._session is None:
+                    raise UnavailableError("the model was unloaded")
+                call = self._session.make_callable(
+                    [spec.outputs[name].tensor_name for name in wanted],
+                    feed_list=[item.tensor_name for item in spec.inputs.values()],
+                )
+                self._callables[key] = call
+        return call
+
+    def close(self) -> None:
+        with self._lock:
+            if self._session is not None:
+                self._session.close()
+                self._session = None
+                self._callables.clear()
+
+
+def _spec(tf: Any, name: str, info: Any) -> TensorSpec:
+    dtype = tf.dtypes.as_dtype(info.dtype).name if info.dtype else "invalid"
+    shape = (
+        None
+        if info.tensor_shape.unknown_rank
+        else tuple(None if dim.size < 0 else int(dim.size) for dim in info.tensor_shape.dim)
+    )
+    return TensorSpec(name, dtype, shape, tensor_name=info.name)

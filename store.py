@@ -1,0 +1,173 @@
+"""The model store: ``<store>/<model>/<version>/``, and how a version appears in it in one step."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import NotFoundError, ResourceExhaustedError, StoreError, nearest
+from .manifest import FILE_NAME, Manifest
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock: stale staging folders stay until removed by hand
+    fcntl = None  # type: ignore[assignment]
+
+STAGING = ".staging"
+_VERSION = re.compile(r"[1-9][0-9]{0,17}")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+class Store:
+    """A folder of models, each a folder of numbered versions.
+
+    A version is prepared in ``<store>/.staging/…``, outside its model's folder, and renamed into
+    place when it is complete; published versions are never changed. The newest version is the
+    largest number.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.root)!r})"
+
+    def check(self) -> None:
+        """Raise `StoreError` unless the store is a folder that can be listed, or nothing yet."""
+        if self.root.exists() and not self.root.is_dir():
+            raise StoreError(f"the store {self.root} is a file, not a folder; give a folder with --store")
+
+    def models(self) -> list[str]:
+        """Names of the models with at least one version, sorted. Raises `StoreError`."""
+        self.check()
+        try:
+            names = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir())
+        except FileNotFoundError:
+            raise StoreError(f"there is no store at {self.root}; make one with: servable export NAME") from None
+        except OSError as error:
+            raise StoreError(f"the store {self.root} cannot be read: {error.strerror}") from error
+        return [name for name in names if not name.startswith(".") and self.versions(name)]
+
+    def versions(self, model: str) -> list[int]:
+        """Version numbers of a model in ascending order; empty if the model does not exist."""
+        folder = self.root / model
+        if not folder.is_dir():
+            return []
+        return sorted(int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name))
+
+    def path(self, model: str, version: int | None = None) -> Path:
+        """Folder of a version, the newest where none is given.
+
+        Raises `NotFoundError` naming what the store has instead.
+        """
+        versions = self.versions(model)
+        if not versions:
+            raise NotFoundError(f"no model {model!r} in the store {self.root}; {nearest(model, self.models())}")
+        if version is None:
+            version = versions[-1]
+        if version not in versions:
+            raise NotFoundError(
+                f"model {model!r} in the store {self.root} has no version {version}; "
+                f"versions: {', '.join(map(str, versions))}"
+            )
+        return self.root / model / str(version)
+
+    @contextmanager
+    def staging(self, model: str) -> Iterator[Path]:
+        """A fresh folder to prepare a version in; removed on exit unless it was published.
+
+        Leftovers of exports that were killed are removed first: a live export holds a file lock,
+        which the kernel releases with its process. Raises `StoreError` or `ResourceExhaustedError`
+        if the store cannot be written.
+        """
+        if not _MODEL_NAME.fullmatch(model):
+            raise StoreError(
+                f"{model!r} cannot be a model name: use letters, digits, '.', '_' and '-', "
+                "and begin with a letter or digit"
+            )
+        self.check()
+        parent = self.root / STAGING
+        with _disk_errors(self.root):
+            parent.mkdir(parents=True, exist_ok=True)
+            self._sweep(parent)
+            folder = Path(tempfile.mkdtemp(prefix=f"{model}-", dir=parent))
+        lock = folder.with_name(folder.name + ".lock")
+        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+        try:
+            if fcntl:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with _disk_errors(self.root):
+                yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            lock.unlink(missing_ok=True)
+            os.close(descriptor)
+            if not any(parent.iterdir()):
+                with _ignore_missing():
+                    parent.rmdir()
+
+    @staticmethod
+    def _sweep(parent: Path) -> None:
+        """Remove staging folders whose process is gone."""
+        if not fcntl:
+            return
+        for lock in parent.glob("*.lock"):
+            with _ignore_missing(), lock.open("r+") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink(missing_ok=True)
+
+    def publish(self, staged: Path, manifest: Manifest) -> tuple[Path, Manifest]:
+        """Rename a finished folder to the model's next version number.
+
+        Returns the version's folder and the manifest as published. Of exports that run at the same
+        time, each gets a number of its own: a rename onto a taken number fails and the next is tried.
+        """
+        model_folder = self.root / manifest.model
+        model_folder.mkdir(parents=True, exist_ok=True)
+        staged.chmod(0o755)  # mkdtemp makes it private; a server may run as another user
+        version = (self.versions(manifest.model) or [0])[-1] + 1
+        while True:
+            manifest = manifest.with_version(version)
+            (staged / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+            target = model_folder / str(version)
+            try:
+                staged.rename(target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                version += 1
+            else:
+                return target, manifest
+
+
+@contextmanager
+def _disk_errors(root: Path) -> Iterator[None]:
+    """Turn an OSError of writing to the store into an error that names the store."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ResourceExhaustedError(f"no space left for the store {root}; nothing was published") from error
+        raise StoreError(
+            f"the store {root} cannot be written: {error.strerror or error}; nothing was published"
+        ) from error
+
+
+@contextmanager
+def _ignore_missing() -> Iterator[None]:
+    """Another process may have removed the file or filled the folder in between."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+            raise

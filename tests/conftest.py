@@ -1,0 +1,64 @@
+"""Fixtures that several rooms share: an exported store, a running server, the command line."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from servable.cli.course import source
+from servable.export import export_model
+from servable.models import card
+from servable.serving import Server, ServerOptions
+from servable.store import Store
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with version 1 of celsius, mlp and cnn in every format. Read only: tests copy to change."""
+    store = Store(tmp_path_factory.mktemp("shared") / "store")
+    for name in ("celsius", "mlp", "cnn"):
+        export_model(source(card(name)), store)
+    return store
+
+
+@pytest.fixture(scope="session")
+def server(store: Store) -> Iterator[Server]:
+    """The embedded server on that store, on free ports of the loopback address."""
+    with Server(store, ServerOptions(port=0, rest_api_port=0)) as running:
+        yield running
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def cli() -> Cli:
+    """Run ``servable`` as a user does: a process of its own, its streams captured."""
+
+    def run(*arguments: Any, cwd: Path | None = None, timeout: float = 120, **environment: str) -> Any:
+        return subprocess.run(
+            [sys.executable, "-m", "servable", *map(str, arguments)],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            timeout=timeout,
+            env={**os.environ, **environment},
+        )
+
+    return run

@@ -1,0 +1,474 @@
+"""The JSON of TensorFlow Serving's REST API: Predict requests and responses, and errors.
+
+Row format is ``{"instances": [...]}`` → ``{"predictions": [...]}``, columnar format
+``{"inputs": ...}`` → ``{"outputs": ...}``. Strings may travel as ``{"b64": "..."}``, and do so in
+responses where the output's name ends in ``_bytes``. NaN, Infinity and -Infinity are bare words, as
+the original reads and writes them. Message texts are the original's.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from ..errors import InvalidArgumentError, ServableError, UnimplementedError
+from ..signature import DEFAULT_SIGNATURE, Signature, TensorSpec
+from .tensors import BY_NAME, dtype_of
+
+_DEBUG_LIMIT = 256
+_FLOATS = {"float32", "float64"}
+_INT_RANGE = {
+    "int8": (-(2**31), 2**31 - 1),
+    "int16": (-(2**31), 2**31 - 1),
+    "int32": (-(2**31), 2**31 - 1),
+    "uint8": (-(2**31), 2**31 - 1),
+    "int64": (-(2**63), 2**63 - 1),
+    "uint32": (0, 2**32 - 1),
+    "uint64": (0, 2**64 - 1),
+}
+_TYPES = {type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
+
+
+@dataclass(frozen=True)
+class PredictBody:
+    """A parsed Predict request: the signature's name ("" if none was given), the format, the values."""
+
+    signature_name: str
+    row: bool
+    values: Any
+    plain_numbers: bool
+
+    def arrays(self, signature: Signature) -> dict[str, NDArray[Any]]:
+        """The input tensors of ``signature``, shaped by the JSON's own nesting.
+
+        Raises `InvalidArgumentError` for values that do not fit and `UnimplementedError` for dtypes
+        that JSON cannot carry, with TensorFlow Serving's texts.
+        """
+        if not signature.inputs:
+            name = "DEFAULT" if signature.name == DEFAULT_SIGNATURE else signature.name
+            raise InvalidArgumentError(f"Failed to get input map for signature: {name}")
+        if self.row:
+            return _from_instances(self.values, signature.inputs, self.plain_numbers)
+        return _from_inputs(self.values, signature.inputs, self.plain_numbers)
+
+
+def parse_predict(body: bytes) -> PredictBody:
+    """Parse the body of ``:predict``; `InvalidArgumentError` for bad JSON or a bad top level."""
+    request = parse(body)
+    if not isinstance(request, dict):
+        raise InvalidArgumentError(f"JSON Value: {debug(request)} Is not object")
+    name = request.get("signature_name", "")
+    if not isinstance(name, str):
+        raise InvalidArgumentError(
+            f"JSON Value: {debug(request)} not formatted correctly. 'signature_name' key must be a string value."
+        )
+    row, columnar = "instances" in request, "inputs" in request
+    if row and columnar:
+        raise InvalidArgumentError(
+            f"JSON Value: {debug(request)} Not formatted correctly expecting only one of 'inputs' or "
+            "'instances' keys to exist "
+        )
+    if not row and not columnar:
+        raise InvalidArgumentError("Missing 'inputs' or 'instances' key")
+    # NumPy would take true for 1; only a body that holds such a word needs to be looked at closely.
+    plain = b"true" not in body and b"false" not in body
+    return PredictBody(name, row, request["instances" if row else "inputs"], plain)
+
+
+def parse(body: bytes) -> Any:
+    """The first JSON value of ``body``; what follows it is ignored, as the original does."""
+    if not body:
+        raise InvalidArgumentError("JSON Parse error: The document is empty")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        pass  # NaN, Infinity, bytes after the value, or really wrong: the slower parser tells
+    text = body.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
+    start = len(text) - len(text.lstrip(" \t\r\n"))
+    if start == len(text):
+        raise InvalidArgumentError("JSON Parse error: The document is empty. at offset: 0")
+    try:
+        value, _ = _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError as error:
+        raise InvalidArgumentError(f"JSON Parse error: {_parse_error(error.msg)} at offset: {error.pos}") from None
+    except RecursionError:
+        raise InvalidArgumentError("JSON Parse error: the document is nested too deeply") from None
+    return value
+
+
+def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return dict(reversed(pairs))
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_first_wins)
+
+
+def _parse_error(message: str) -> str:
+    texts = {
+        "Expecting property name": "Missing a name for object member.",
+        "Expecting ':'": "Missing a colon after a name of object member.",
+        "Invalid \\escape": "Invalid escape character in string.",
+        "Invalid control character": "Invalid escape character in string.",
+        "Unterminated string": "Missing a closing quotation mark in string.",
+        "Illegal trailing comma": "Invalid value.",
+        "Expecting ',' delimiter": "Missing a comma or '}' after an object member.",
+    }
+    return next((text for start, text in texts.items() if message.startswith(start)), "Invalid value.")
+
+
+def debug(value: Any) -> str:
+    """A JSON value as error texts show it: indented objects, arrays on one line, cut at 256 bytes."""
+    text = _pretty(value, 0)
+    return text if len(text) <= _DEBUG_LIMIT else text[:_DEBUG_LIMIT]
+
+
+def _pretty(value: Any, indent: int) -> str:
+    if isinstance(value, dict):
+        if not value:
+            return "{}"
+        pad = " " * (indent + 4)
+        items = ",\n".join(
+            f"{pad}{json.dumps(k, ensure_ascii=False)}: {_pretty(v, indent + 4)}" for k, v in value.items()
+        )
+        return f"{{\n{items}\n{' ' * indent}}}"
+    if isinstance(value, list):
+        parts, size = [], 0
+        for item in value:
+            parts.append(_pretty(item, indent + 8))
+            size += len(parts[-1])
+            if size > _DEBUG_LIMIT:
+                break
+        return f"[{', '.join(parts)}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _is_b64(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
+
+
+def _from_instances(values: Any, specs: Mapping[str, TensorSpec], plain: bool) -> dict[str, NDArray[Any]]:
+    if not isinstance(values, list):
+        raise InvalidArgumentError(f"JSON Value: {debug(values)} Expecting 'instances' to be an list/array")
+    if not values:
+        raise InvalidArgumentError(f"JSON Value: {debug(values)} No values in 'instances' array")
+    if isinstance(values[0], dict) and not _is_b64(values[0]):
+        return _from_objects(values, specs, plain)
+    if len(specs) > 1:
+        raise InvalidArgumentError(
+            "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
+            "tensorinfo_map"
+        )
+    ((name, spec),) = specs.items()
+    fast = _fast(values, spec, plain)
+    if fast is not None:
+        return {name: fast}
+    rows = []
+    for i, item in enumerate(values):
+        if isinstance(item, dict) and not _is_b64(item):
+            raise InvalidArgumentError(f"Expecting value/list but got object at item {i} of input list")
+        try:
+            rows.append(_tensor(item, spec))
+        except ServableError as error:
+            raise InvalidArgumentError(
+                f"Failed to process element: {i} of 'instances' list. Error: {error.code.name}: {error}"
+            ) from None
+    return {name: _stack(rows)}
+
+
+def _from_objects(values: list[Any], specs: Mapping[str, TensorSpec], plain: bool) -> dict[str, NDArray[Any]]:
+    rows: dict[str, list[Any]] = {name: [] for name in specs}
+    for i, item in enumerate(values):
+        if not isinstance(item, dict) or _is_b64(item):
+            raise InvalidArgumentError(f"Expecting object but got list at item {i} of input list")
+        for key in item:
+            if key not in specs:
+                raise InvalidArgumentError(
+                    f"Failed to process element: {i} of 'instances' list. Error: INVALID_ARGUMENT: "
+                    f"JSON object: does not have named input: {key}"
+                )
+        if item.keys() != specs.keys():
+            raise InvalidArgumentError(
+                f"Failed to process element: {i} of 'instances' list. JSON object: {debug(item)} keys must be equal "
+                f"to: {','.join(sorted(specs))}"
+            )
+        for key, value in item.items():
+            rows[key].append(value)
+    return {name: _column(name, rows[name], spec, plain) for name, spec in specs.items()}
+
+
+def _column(name: str, values: list[Any], spec: TensorSpec, plain: bool) -> NDArray[Any]:
+    fast = _fast(values, spec, plain)
+    if fast is not None:
+        return fast
+    tensors = []
+    for i, value in enumerate(values):
+        try:
+            tensors.append(_tensor(value, spec))
+        except ServableError as error:
+            raise InvalidArgumentError(
+                f"Failed to process element: {i} key: {name} of 'instances' list. Error: {error.code.name}: {error}"
+            ) from None
+    return _stack(tensors)
+
+
+def _stack(rows: list[NDArray[Any]]) -> NDArray[Any]:
+    first = rows[0]
+    for other in rows[1:]:
+        if other.size != first.size:
+            raise InvalidArgumentError(f"Expecting tensor size: {first.size} but got: {other.size}")
+        if other.shape != first.shape:
+            raise InvalidArgumentError(f"Expecting shape {_shape(first)} but got: {_shape(other)}")
+    return np.stack(rows)
+
+
+def _shape(array: NDArray[Any]) -> str:
+    return f"[{','.join(map(str, array.shape))}]"
+
+
+def _from_inputs(values: Any, specs: Mapping[str, TensorSpec], plain: bool) -> dict[str, NDArray[Any]]:
+    if not isinstance(values, dict) or _is_b64(values):
+        if len(specs) > 1:
+            raise InvalidArgumentError(
+                "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
+                "tensorinfo_map"
+            )
+        ((name, spec),) = specs.items()
+        return {name: _whole(values, spec, plain)}
+    for name in specs:
+        if name not in values:
+            raise InvalidArgumentError(f"Missing named input: {name} in 'inputs' object.")
+    return {name: _whole(values[name], spec, plain) for name, spec in specs.items()}
+
+
+def _whole(value: Any, spec: TensorSpec, plain: bool) -> NDArray[Any]:
+    fast = _fast(value, spec, plain)
+    return _tensor(value, spec) if fast is None else fast
+
+
+def _fast(value: Any, spec: TensorSpec, plain: bool) -> NDArray[Any] | None:
+    """The whole nested list by NumPy at once, or None where a closer look is needed."""
+    if not plain or not isinstance(value, list):
+        return None
+    try:
+        array = np.array(value)
+    except (ValueError, OverflowError):
+        return None
+    kinds = "iuf" if spec.dtype in _FLOATS else "iu" if spec.dtype in _INT_RANGE else ""
+    if array.dtype.kind not in kinds or not array.size:
+        return None
+    if spec.dtype in _INT_RANGE:
+        low, high = _INT_RANGE[spec.dtype]
+        if int(array.min()) < low or int(array.max()) > high:
+            return None
+    with np.errstate(over="ignore"):
+        return array.astype(BY_NAME[spec.dtype].numpy)
+
+
+def _tensor(value: Any, spec: TensorSpec) -> NDArray[Any]:
+    """One tensor element by element, with the exact error for the first one that does not fit."""
+    shape: list[int] = []
+    probe = value
+    while isinstance(probe, list):
+        shape.append(len(probe))
+        if not probe:
+            break
+        probe = probe[0]
+    flat: list[Any] = []
+    _collect(value, spec, shape, 0, flat)
+    row = BY_NAME.get(spec.dtype)
+    if row is None or (flat and not _supported(spec.dtype)):
+        raise UnimplementedError(f"Conversion of JSON Value: {debug(value)} to type: {spec.dtype}")
+    if spec.dtype in _INT_RANGE:
+        wide = np.uint64 if spec.dtype == "uint64" else np.int64
+        return np.array(flat, wide).astype(row.numpy).reshape(shape)
+    array = np.empty(len(flat), row.numpy)
+    with np.errstate(over="ignore"):
+        array[:] = flat
+    return array.reshape(shape)
+
+
+def _supported(dtype: str) -> bool:
+    return dtype in _FLOATS or dtype in _INT_RANGE or dtype in ("bool", "string")
+
+
+def _collect(value: Any, spec: TensorSpec, shape: list[int], level: int, flat: list[Any]) -> None:
+    if isinstance(value, list):
+        if level >= len(shape):
+            raise InvalidArgumentError(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
+        if len(value) != shape[level]:
+            raise InvalidArgumentError(
+                f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
+            )
+        for item in value:
+            _collect(item, spec, shape, level + 1, flat)
+        return
+    if level != len(shape):
+        raise InvalidArgumentError(
+            f"JSON Value: {debug(value)} found at incorrect level: {level + 1} in the JSON DOM. "
+            f"Expected at level: {len(shape)}"
+        )
+    flat.append(_element(value, spec))
+
+
+def _element(value: Any, spec: TensorSpec) -> Any:
+    dtype = spec.dtype
+    if dtype == "string":
+        if isinstance(value, str):
+            return value.encode("utf-8", "surrogateescape")
+        if _is_b64(value):
+            return _unbase64(value["b64"])
+        if isinstance(value, dict):
+            raise InvalidArgumentError(f"JSON Value: {debug(value)} not formatted correctly for base64 data")
+    elif dtype == "bool":
+        if isinstance(value, bool):
+            return value
+    elif dtype in _FLOATS:
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return _as_float(value)
+    elif dtype in _INT_RANGE:
+        low, high = _INT_RANGE[dtype]
+        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+            return value
+    elif not isinstance(value, dict):
+        raise UnimplementedError(f"Conversion of JSON Value: {debug(value)} to type: {_wire_name(dtype)}")
+    kind = str(value) if isinstance(value, bool) else _TYPES[type(value)]
+    raise InvalidArgumentError(f"JSON Value: {debug(value)} Type: {kind} is not of expected type: {_wire_name(dtype)}")
+
+
+def _as_float(value: float) -> float:
+    """A JSON number as a double; integers beyond its range become infinite, as in the original."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _wire_name(dtype: str) -> str:
+    return BY_NAME[dtype].wire_name if dtype in BY_NAME else dtype
+
+
+def _unbase64(text: str) -> bytes:
+    compact = "".join(text.split())
+    try:
+        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidArgumentError("Unable to base64 decode") from None
+
+
+def format_predict(outputs: Mapping[str, NDArray[Any]], *, row: bool) -> bytes:
+    """The body of a Predict response; a single output is written bare, without its name.
+
+    Raises `InvalidArgumentError` for dtypes that JSON cannot carry and, in row format, for outputs
+    without a common batch dimension.
+    """
+    if not outputs:
+        raise InvalidArgumentError("Cannot convert empty tensor map to JSON")
+    for array in outputs.values():
+        if not _supported(dtype_of(array).name):
+            raise InvalidArgumentError(f"Failed to write JSON value for tensor type: {dtype_of(array).wire_name}")
+    if row:
+        _check_batch(outputs)
+    if len(outputs) == 1:
+        ((name, array),) = outputs.items()
+        value = _plain(name, array)
+    elif row:
+        columns = {name: _plain(name, array) for name, array in outputs.items()}
+        count = len(next(iter(outputs.values())))
+        value = [{name: column[i] for name, column in columns.items()} for i in range(count)]
+    else:
+        value = {name: _plain(name, array) for name, array in outputs.items()}
+    return _dump({"predictions" if row else "outputs": value})
+
+
+def _check_batch(outputs: Mapping[str, NDArray[Any]]) -> None:
+    expected: int | None = None
+    for name, array in outputs.items():
+        if array.ndim == 0:
+            raise InvalidArgumentError(f"Tensor name: {name} has no shape information ")
+        expected = len(array) if expected is None else expected
+        if len(array) != expected:
+            raise InvalidArgumentError(
+                f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {expected}"
+            )
+
+
+def _plain(name: str, array: NDArray[Any]) -> Any:
+    """What `_dump` writes for one output: a finite numeric array as it is, lists otherwise."""
+    if array.dtype.kind == "O":
+        return _strings(array, as_b64=name.endswith("_bytes")).tolist()
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        return array.tolist()
+    return np.ascontiguousarray(array) if array.ndim else array.item()
+
+
+def _strings(array: NDArray[Any], *, as_b64: bool) -> NDArray[Any]:
+    def one(value: bytes) -> Any:
+        return {"b64": base64.b64encode(value).decode()} if as_b64 else value.decode("utf-8", "surrogateescape")
+
+    converted = np.empty(array.size, dtype=object)
+    converted[:] = [one(value) for value in array.ravel().tolist()]
+    return converted.reshape(array.shape)
+
+
+def _dump(value: Any) -> bytes:
+    if _only_arrays(value):
+        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+    text = json.dumps(value, ensure_ascii=False, default=lambda item: item.tolist())
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _only_arrays(value: Any) -> bool:
+    """Whether orjson can write it: it would turn NaN into null and refuses invalid UTF-8."""
+    if isinstance(value, dict):
+        return all(_only_arrays(item) for item in value.values())
+    return isinstance(value, np.ndarray)
+
+
+def format_error(message: str) -> bytes:
+    """The body of an error response; bytes that are not UTF-8 pass through."""
+    return f'{{\n    "error": {json.dumps(message, ensure_ascii=False)}\n}}'.encode("utf-8", "surrogateescape")
+
+
+def format_predict_request(inputs: Mapping[str, NDArray[Any]], signature_name: str = "") -> bytes:
+    """The body of a Predict request in columnar format; strings travel as ``{"b64": ...}``.
+
+    float16 and bfloat16 arrays are refused with `InvalidArgumentError`: the REST API cannot carry them.
+    """
+    for name, array in inputs.items():
+        if not _supported(dtype_of(array).name):
+            raise InvalidArgumentError(
+                f"input {name!r}: the REST API cannot carry {dtype_of(array).name}; use gRPC for this model"
+            )
+    columns = {
+        name: _strings(array, as_b64=True).tolist() if array.dtype.kind == "O" else _plain(name, array)
+        for name, array in inputs.items()
+    }
+    head = {"signature_name": signature_name} if signature_name else {}
+    if all(array.dtype.kind != "O" for array in inputs.values()) and _only_arrays(columns):
+        return orjson.dumps({**head, "inputs": columns}, option=orjson.OPT_SERIALIZE_NUMPY)
+    return _dump({**head, "inputs": columns})
+
+
+def parse_predict_response(body: bytes, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
+    """The outputs of a columnar Predict response as arrays of the dtypes that ``specs`` say.
+
+    Raises `InvalidArgumentError` if the body is not such a response.
+    """
+    response = parse(body)
+    if not isinstance(response, dict) or "outputs" not in response:
+        raise InvalidArgumentError(f"not a Predict response: {debug(response)}")
+    value = response["outputs"]
+    named = value if len(specs) > 1 else {next(iter(specs)): value}
+    missing = [name for name in specs if not isinstance(named, dict) or name not in named]
+    if missing:
+        raise InvalidArgumentError(f"the Predict response lacks the outputs {', '.join(missing)}")
+    return {name: _whole(named[name], spec, plain=True) for name, spec in specs.items()}

@@ -1,0 +1,221 @@
+"""TensorProto ⇄ ndarray for every dtype of the serving interface.
+
+Strings are ``object`` arrays of bytes; quantized types are arrays of their storage integer;
+``bfloat16`` is ml_dtypes' type. The rules for short, long and missing ``*_val`` fields are
+TensorFlow's (``tensorflow/core/framework/tensor.cc``).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from . import messages
+
+# One protobuf message cannot hold more; a shape that asks for more is an attack or a mistake.
+MAX_TENSOR_BYTES = 2**31
+
+
+@dataclass(frozen=True)
+class DType:
+    """One row of the dtype table.
+
+    ``name`` is what `TensorSpec.dtype` says, ``wire_name`` what TensorFlow's messages say, ``number``
+    the enum value, ``numpy_name`` the storage type and ``field`` the TensorProto field of the values.
+    """
+
+    name: str
+    wire_name: str
+    number: int
+    numpy_name: str
+    field: str
+
+    @property
+    def numpy(self) -> np.dtype[Any]:
+        """The NumPy dtype that holds the elements."""
+        if self.numpy_name == "bfloat16":
+            import ml_dtypes
+
+            bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+            return bfloat16
+        return np.dtype(self.numpy_name)
+
+
+_TABLE = (
+    DType("float32", "float", 1, "float32", "float_val"),
+    DType("float64", "double", 2, "float64", "double_val"),
+    DType("int32", "int32", 3, "int32", "int_val"),
+    DType("uint8", "uint8", 4, "uint8", "int_val"),
+    DType("int16", "int16", 5, "int16", "int_val"),
+    DType("int8", "int8", 6, "int8", "int_val"),
+    DType("string", "string", 7, "object", "string_val"),
+    DType("complex64", "complex64", 8, "complex64", "scomplex_val"),
+    DType("int64", "int64", 9, "int64", "int64_val"),
+    DType("bool", "bool", 10, "bool", "bool_val"),
+    DType("qint8", "qint8", 11, "int8", "int_val"),
+    DType("quint8", "quint8", 12, "uint8", "int_val"),
+    DType("qint32", "qint32", 13, "int32", "int_val"),
+    DType("bfloat16", "bfloat16", 14, "bfloat16", "half_val"),
+    DType("qint16", "qint16", 15, "int16", "int_val"),
+    DType("quint16", "quint16", 16, "uint16", "int_val"),
+    DType("uint16", "uint16", 17, "uint16", "int_val"),
+    DType("complex128", "complex128", 18, "complex128", "dcomplex_val"),
+    DType("float16", "half", 19, "float16", "half_val"),
+    DType("uint32", "uint32", 22, "uint32", "uint32_val"),
+    DType("uint64", "uint64", 23, "uint64", "uint64_val"),
+)
+
+BY_NAME = {row.name: row for row in _TABLE}
+BY_NUMBER = {row.number: row for row in _TABLE}
+
+# Fields whose packed encoding is the array's own little-endian bytes: field name → tag byte.
+_RAW_FIELDS = {"float_val": 0x2A, "double_val": 0x32, "bool_val": 0x5A, "scomplex_val": 0x4A, "dcomplex_val": 0x62}
+
+
+def dtype_of(array: NDArray[Any]) -> DType:
+    """The row of an array's own dtype; text and bytes arrays are ``string``.
+
+    Raises `InputError` for a dtype that the interface cannot carry.
+    """
+    name = "string" if array.dtype.kind in "OSU" else array.dtype.name
+    if name not in BY_NAME:
+        raise InputError(f"arrays of dtype {array.dtype} cannot be sent; known: {', '.join(BY_NAME)}")
+    return BY_NAME[name]
+
+
+def decode(proto: Any) -> NDArray[Any]:
+    """A TensorProto as an ndarray; a view of the message's bytes where ``tensor_content`` is set.
+
+    A missing shape means a scalar; too few values repeat the last one, none at all give zeros,
+    surplus ones are ignored; integers out of range wrap. Raises `InputError` for an unknown dtype, a
+    negative dimension, content of the wrong length, or a shape above ``MAX_TENSOR_BYTES``.
+    """
+    row = BY_NUMBER.get(proto.dtype)
+    if row is None:
+        raise InputError(f"tensor dtype {proto.dtype} is not supported")
+    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
+    if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
+        raise InputError(f"tensor shape {list(shape)} is not fully defined")
+    count = math.prod(shape)
+    if count * row.numpy.itemsize > MAX_TENSOR_BYTES:
+        raise InputError(f"a tensor of shape {list(shape)} does not fit into a message")
+    if row.name == "string":
+        return _decode_strings(proto, shape, count)
+    if proto.tensor_content:
+        if len(proto.tensor_content) != count * row.numpy.itemsize:
+            raise InputError(
+                f"tensor_content holds {len(proto.tensor_content)} bytes, "
+                f"shape {list(shape)} of {row.name} needs {count * row.numpy.itemsize}"
+            )
+        return np.frombuffer(proto.tensor_content, row.numpy).reshape(shape)
+    return _fill(_values(proto, row), count, row.numpy).reshape(shape)
+
+
+def _values(proto: Any, row: DType) -> NDArray[Any]:
+    values = getattr(proto, row.field)
+    if row.field in ("scomplex_val", "dcomplex_val"):
+        part = np.float32 if row.field == "scomplex_val" else np.float64
+        parts = np.fromiter(values, part, len(values))
+        return parts[: len(parts) // 2 * 2].view(row.numpy)
+    if row.field == "half_val":
+        return np.fromiter(values, np.int32, len(values)).astype(np.uint16).view(row.numpy)
+    if row.field == "int_val":
+        return np.fromiter(values, np.int32, len(values)).astype(row.numpy)
+    return np.fromiter(values, row.numpy, len(values))
+
+
+def _fill(values: NDArray[Any], count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if len(values) >= count:
+        return values[:count]
+    filled = np.zeros(count, dtype)
+    filled[: len(values)] = values
+    if len(values):
+        filled[len(values) :] = values[-1]
+    return filled
+
+
+def _decode_strings(proto: Any, shape: tuple[int, ...], count: int) -> NDArray[Any]:
+    if proto.tensor_content:
+        values = _split_string_content(proto.tensor_content, count)
+    else:
+        values = list(proto.string_val)[:count]
+        values += [values[-1] if values else b""] * (count - len(values))
+    array = np.empty(count, dtype=object)
+    array[:] = values
+    return array.reshape(shape)
+
+
+def _split_string_content(content: bytes, count: int) -> list[bytes]:
+    """Strings in ``tensor_content``: all lengths as varints, then all bytes."""
+    lengths, at = [], 0
+    for _ in range(count):
+        length = shift = 0
+        while True:
+            if at >= len(content) or shift > 63:
+                raise InputError("tensor_content of a string tensor is truncated")
+            byte = content[at]
+            at += 1
+            length |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                break
+        lengths.append(length)
+    if at + sum(lengths) != len(content):
+        raise InputError("tensor_content of a string tensor has the wrong length")
+    values = []
+    for length in lengths:
+        values.append(content[at : at + length])
+        at += length
+    return values
+
+
+def encode(array: NDArray[Any], dtype: str | None = None, *, content: bool = False) -> Any:
+    """An ndarray as a TensorProto, in typed ``*_val`` fields or as ``tensor_content``.
+
+    ``dtype`` names the wire type where the array's own does not tell it (quantized types); the array
+    must be of its storage type. Strings always travel in ``string_val``. Raises `InputError` for a
+    dtype that the interface cannot carry.
+    """
+    row = BY_NAME[dtype] if dtype else dtype_of(array)
+    proto = messages.TensorProto(dtype=row.number)
+    for size in array.shape:
+        proto.tensor_shape.dim.add(size=size)
+    if not array.shape:
+        proto.tensor_shape.SetInParent()
+    if row.name == "string":
+        proto.string_val.extend(as_bytes(value) for value in array.ravel().tolist())
+        return proto
+    array = np.ascontiguousarray(array, row.numpy)
+    if content:
+        proto.tensor_content = array.tobytes()
+    elif row.field in _RAW_FIELDS:
+        raw = array.tobytes()
+        proto.MergeFromString(bytes([_RAW_FIELDS[row.field]]) + _varint(len(raw)) + raw)
+    elif row.field == "half_val":
+        proto.half_val.extend(array.view(np.uint16).ravel().tolist())
+    else:
+        getattr(proto, row.field).extend(array.ravel().tolist())
+    return proto
+
+
+def as_bytes(value: Any) -> bytes:
+    """One element of a string tensor: bytes as they are, text as UTF-8; else `InputError`."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode()
+    raise InputError(f"a string tensor holds bytes or text, got {type(value).__name__}")
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
