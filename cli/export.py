@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import InvalidArgumentError
+from ..export.registry import choose
 from ..extras import load
 from ..models import card as find_card
 from ..store import Store
@@ -20,7 +21,7 @@ from .tables import evidence_table
     "--store", type=click.Path(path_type=Path), default=Path("store"), show_default=True, help="The model store."
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="Weights that 'servable train' wrote.")
-@click.option("--formats", help="Comma-separated: saved_model, tflite, tflite_int8, onnx.  [default: all]")
+@click.option("--formats", help=f"Comma-separated: {', '.join(e.key for e in choose(()))}.  [default: all]")
 def command(names: tuple[str, ...], store: Path, weights: Path | None, formats: str | None) -> None:
     """Export models of the catalogue, each as the next version STORE/NAME/VERSION.
 

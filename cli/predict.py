@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +32,26 @@ class Answer:
     note: str = ""
 
 
-@click.command()
+def _no_options(ctx: click.Context, _: click.Parameter, inputs: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse an input that was meant as an option; negative numbers are inputs."""
+    for text in inputs:
+        if text.startswith("-") and text != "-" and not _is_number(text):
+            known = [name for parameter in ctx.command.params for name in parameter.opts if name.startswith("--")]
+            raise click.NoSuchOption(text, possibilities=get_close_matches(text, known), ctx=ctx)
+    return inputs
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+@click.command(context_settings={"ignore_unknown_options": True})  # else -40 would be an option
 @click.argument("target")
-@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
+@click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, callback=_no_options)
 @click.option("--top-k", type=click.IntRange(1), default=3, show_default=True, help="Classes to show.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="Seconds.")
 def command(target: str, inputs: tuple[str, ...], top_k: int, timeout: float) -> None:
@@ -41,7 +59,7 @@ def command(target: str, inputs: tuple[str, ...], top_k: int, timeout: float) ->
 
     TARGET is grpc://host:port/model, http://host:port/model, a .tflite or .onnx file, a version
     folder, or store/model. INPUT is a picture (PNG, JPEG, GIF, BMP) for models of images, a number
-    for models of one number (write -- before negative ones).
+    for models of one number.
     """
     with quiet():  # LiteRT announces its delegate on stderr
         client = connect(target)

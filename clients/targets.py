@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from ..errors import TargetError
 
@@ -33,9 +33,10 @@ class Address:
     @property
     def rest_path(self) -> str:
         """``/v1/models/NAME[/versions/N|/labels/L]``."""
+        path = f"/v1/models/{quote(self.model, safe='')}"
         if self.version is not None:
-            return f"/v1/models/{self.model}/versions/{self.version}"
-        return f"/v1/models/{self.model}" + (f"/labels/{self.label}" if self.label else "")
+            return f"{path}/versions/{self.version}"
+        return f"{path}/labels/{quote(self.label, safe='')}" if self.label else path
 
 
 def parse_address(target: str) -> Address | None:

@@ -17,6 +17,8 @@ from .data import Split, load_celsius, load_fashion_mnist, scale_images
 SAMPLES = Path(__file__).parent / "samples"
 TEST_PER_CLASS = 100
 CALIBRATION_PER_CLASS = 50
+# Which test image of a class becomes its picture: not among the test samples, and a clear example.
+PICTURE = TEST_PER_CLASS + 2
 
 
 def test_samples(card: ModelCard) -> Split:
@@ -58,8 +60,7 @@ def write_samples(folder: Path = SAMPLES, data: Path | None = None) -> None:
         labels = split.targets[chosen].astype(np.uint8)
         np.savez_compressed(folder / f"fashion_mnist_{name}.npz", images=images, labels=labels)
     for i, label in enumerate(FASHION_MNIST_LABELS):
-        # The 101st test image of the class: a picture that is not among the test samples.
-        index = np.flatnonzero(dataset.test.targets == i)[TEST_PER_CLASS]
+        index = np.flatnonzero(dataset.test.targets == i)[PICTURE]
         pixels = np.rint(dataset.test.inputs[index, :, :, 0] * 255).astype(np.uint8)
         Image.fromarray(pixels).save(folder / "png" / f"{_slug(i, label)}.png", optimize=True)
 

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from .. import extras
-from ..errors import AddressInUseError, InternalError, InvalidArgumentError, ServableError
+from ..errors import AddressInUseError, InternalError, InvalidArgumentError, ServableError, UnimplementedError
 from ..wire import json_codec
 from .data_plane import DataPlane, ModelSpec
 from .encode import metadata_json, status_json
@@ -32,6 +32,8 @@ _POST = re.compile(
 _GET = re.compile(
     r"(?i)/v1/models(?:/([^/:]+))?(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?(?:/(metadata))?", re.ASCII
 )
+_METHODS = {"GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}
+_BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
 _MAX_UNZIPPED = 100 * 2**20
 _NOT_FOUND_PAGE = (
     b"<html><head><title>404 Not Found</title></head><body><h1>Not Found</h1>"
@@ -75,6 +77,10 @@ class RestApp:
 
     def _answer(self, scope: Scope, target: str, body: bytes) -> bytes:
         method = scope["method"]
+        if method not in _METHODS:
+            raise UnimplementedError(f"Method not implemented: {method}")
+        if _BAD_ESCAPE.search(target):
+            raise InvalidArgumentError(f"Malformed request: {method} {target}: % begins no escape of two hex digits")
         if method == "POST" and (match := _POST.fullmatch(target)) and match[4] == "predict":
             return self._predict(_spec(match), _decoded(scope, body))
         if method == "GET" and (match := _GET.fullmatch(target)):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from servable.cli.course import source
 from servable.export import export_model
 from servable.models import card

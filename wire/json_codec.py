@@ -12,6 +12,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,12 +41,19 @@ _TYPES = {type(None): "Null", dict: "Object", list: "Array", str: "String", int:
 
 @dataclass(frozen=True)
 class PredictBody:
-    """A parsed Predict request: the signature's name ("" if none was given), the format, the values."""
+    """A parsed Predict request: the signature's name ("" if none was given) and the whole document.
+
+    ``plain`` says that the text holds no true or false, which NumPy would take for 1 and 0.
+    """
 
     signature_name: str
-    row: bool
-    values: Any
-    plain_numbers: bool
+    document: dict[str, Any]
+    plain: bool
+
+    @property
+    def row(self) -> bool:
+        """Whether the request is in row format; the response answers in the same."""
+        return "instances" in self.document
 
     def arrays(self, signature: Signature) -> dict[str, NDArray[Any]]:
         """The input tensors of ``signature``, shaped by the JSON's own nesting.
@@ -56,13 +64,24 @@ class PredictBody:
         if not signature.inputs:
             name = "DEFAULT" if signature.name == DEFAULT_SIGNATURE else signature.name
             raise InvalidArgumentError(f"Failed to get input map for signature: {name}")
+        if self.row and "inputs" in self.document:
+            raise InvalidArgumentError(
+                f"JSON Value: {debug(self.document)} Not formatted correctly expecting only one of 'inputs' or "
+                "'instances' keys to exist "
+            )
         if self.row:
-            return _from_instances(self.values, signature.inputs, self.plain_numbers)
-        return _from_inputs(self.values, signature.inputs, self.plain_numbers)
+            return _from_instances(self.document, signature.inputs, self.plain)
+        if "inputs" not in self.document:
+            raise InvalidArgumentError("Missing 'inputs' or 'instances' key")
+        return _from_inputs(self.document["inputs"], signature.inputs, self.plain)
 
 
 def parse_predict(body: bytes) -> PredictBody:
-    """Parse the body of ``:predict``; `InvalidArgumentError` for bad JSON or a bad top level."""
+    """Parse the body of ``:predict``; `InvalidArgumentError` for bad JSON or a bad signature name.
+
+    The values are looked at when the signature is known, as the original does: the model is looked up
+    in between.
+    """
     request = parse(body)
     if not isinstance(request, dict):
         raise InvalidArgumentError(f"JSON Value: {debug(request)} Is not object")
@@ -71,17 +90,7 @@ def parse_predict(body: bytes) -> PredictBody:
         raise InvalidArgumentError(
             f"JSON Value: {debug(request)} not formatted correctly. 'signature_name' key must be a string value."
         )
-    row, columnar = "instances" in request, "inputs" in request
-    if row and columnar:
-        raise InvalidArgumentError(
-            f"JSON Value: {debug(request)} Not formatted correctly expecting only one of 'inputs' or "
-            "'instances' keys to exist "
-        )
-    if not row and not columnar:
-        raise InvalidArgumentError("Missing 'inputs' or 'instances' key")
-    # NumPy would take true for 1; only a body that holds such a word needs to be looked at closely.
-    plain = b"true" not in body and b"false" not in body
-    return PredictBody(name, row, request["instances" if row else "inputs"], plain)
+    return PredictBody(name, request, plain=b"true" not in body and b"false" not in body)
 
 
 def parse(body: bytes) -> Any:
@@ -96,6 +105,11 @@ def parse(body: bytes) -> Any:
     start = len(text) - len(text.lstrip(" \t\r\n"))
     if start == len(text):
         raise InvalidArgumentError("JSON Parse error: The document is empty. at offset: 0")
+    lone = _LONE_SURROGATE.search(text)
+    if lone:
+        raise InvalidArgumentError(
+            f"JSON Parse error: The surrogate pair in string is invalid. at offset: {lone.start() + 1}"
+        )
     try:
         value, _ = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
@@ -108,6 +122,10 @@ def parse(body: bytes) -> Any:
 def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(reversed(pairs))
 
+
+# Half a surrogate pair, written as an escape: it stands for no character.
+_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+_LONE_SURROGATE = re.compile(rf"(?<!\\)(?:\\\\)*(?:{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW})")
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_first_wins)
 
@@ -155,11 +173,12 @@ def _is_b64(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
 
 
-def _from_instances(values: Any, specs: Mapping[str, TensorSpec], plain: bool) -> dict[str, NDArray[Any]]:
+def _from_instances(document: dict[str, Any], specs: Mapping[str, TensorSpec], plain: bool) -> dict[str, NDArray[Any]]:
+    values = document["instances"]
     if not isinstance(values, list):
-        raise InvalidArgumentError(f"JSON Value: {debug(values)} Expecting 'instances' to be an list/array")
+        raise InvalidArgumentError(f"JSON Value: {debug(document)} Expecting 'instances' to be an list/array")
     if not values:
-        raise InvalidArgumentError(f"JSON Value: {debug(values)} No values in 'instances' array")
+        raise InvalidArgumentError(f"JSON Value: {debug(document)} No values in 'instances' array")
     if isinstance(values[0], dict) and not _is_b64(values[0]):
         return _from_objects(values, specs, plain)
     if len(specs) > 1:
@@ -171,17 +190,12 @@ def _from_instances(values: Any, specs: Mapping[str, TensorSpec], plain: bool) -
     fast = _fast(values, spec, plain)
     if fast is not None:
         return {name: fast}
-    rows = []
+    rows: list[NDArray[Any]] = []
     for i, item in enumerate(values):
         if isinstance(item, dict) and not _is_b64(item):
             raise InvalidArgumentError(f"Expecting value/list but got object at item {i} of input list")
-        try:
-            rows.append(_tensor(item, spec))
-        except ServableError as error:
-            raise InvalidArgumentError(
-                f"Failed to process element: {i} of 'instances' list. Error: {error.code.name}: {error}"
-            ) from None
-    return {name: _stack(rows)}
+        _append_row(rows, item, spec, f"element: {i}")
+    return {name: np.stack(rows)}
 
 
 def _from_objects(values: list[Any], specs: Mapping[str, TensorSpec], plain: bool) -> dict[str, NDArray[Any]]:
@@ -192,7 +206,7 @@ def _from_objects(values: list[Any], specs: Mapping[str, TensorSpec], plain: boo
         for key in item:
             if key not in specs:
                 raise InvalidArgumentError(
-                    f"Failed to process element: {i} of 'instances' list. Error: INVALID_ARGUMENT: "
+                    f"Failed to process element: {i} key: {key} of 'instances' list. Error: INVALID_ARGUMENT: "
                     f"JSON object: does not have named input: {key}"
                 )
         if item.keys() != specs.keys():
@@ -209,25 +223,26 @@ def _column(name: str, values: list[Any], spec: TensorSpec, plain: bool) -> NDAr
     fast = _fast(values, spec, plain)
     if fast is not None:
         return fast
-    tensors = []
+    tensors: list[NDArray[Any]] = []
     for i, value in enumerate(values):
-        try:
-            tensors.append(_tensor(value, spec))
-        except ServableError as error:
-            raise InvalidArgumentError(
-                f"Failed to process element: {i} key: {name} of 'instances' list. Error: {error.code.name}: {error}"
-            ) from None
-    return _stack(tensors)
+        _append_row(tensors, value, spec, f"element: {i} key: {name}")
+    return np.stack(tensors)
 
 
-def _stack(rows: list[NDArray[Any]]) -> NDArray[Any]:
-    first = rows[0]
-    for other in rows[1:]:
-        if other.size != first.size:
-            raise InvalidArgumentError(f"Expecting tensor size: {first.size} but got: {other.size}")
-        if other.shape != first.shape:
-            raise InvalidArgumentError(f"Expecting shape {_shape(first)} but got: {_shape(other)}")
-    return np.stack(rows)
+def _append_row(rows: list[NDArray[Any]], value: Any, spec: TensorSpec, where: str) -> None:
+    """Convert one instance and hold its shape against the first one's; errors say which it is."""
+    try:
+        row = _tensor(value, spec)
+        first = rows[0] if rows else row
+        if row.size != first.size:
+            raise InvalidArgumentError(f"Expecting tensor size: {first.size} but got: {row.size}")
+        if row.shape != first.shape:
+            raise InvalidArgumentError(f"Expecting shape {_shape(first)} but got: {_shape(row)}")
+    except ServableError as error:
+        raise InvalidArgumentError(
+            f"Failed to process {where} of 'instances' list. Error: {error.code.name}: {error}"
+        ) from None
+    rows.append(row)
 
 
 def _shape(array: NDArray[Any]) -> str:
@@ -373,7 +388,7 @@ def format_predict(outputs: Mapping[str, NDArray[Any]], *, row: bool) -> bytes:
     if not outputs:
         raise InvalidArgumentError("Cannot convert empty tensor map to JSON")
     for array in outputs.values():
-        if not _supported(dtype_of(array).name):
+        if array.size and not _supported(dtype_of(array).name):
             raise InvalidArgumentError(f"Failed to write JSON value for tensor type: {dtype_of(array).wire_name}")
     if row:
         _check_batch(outputs)
@@ -405,7 +420,7 @@ def _plain(name: str, array: NDArray[Any]) -> Any:
     """What `_dump` writes for one output: a finite numeric array as it is, lists otherwise."""
     if array.dtype.kind == "O":
         return _strings(array, as_b64=name.endswith("_bytes")).tolist()
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if not array.size or (array.dtype.kind == "f" and not np.isfinite(array).all()):
         return array.tolist()
     return np.ascontiguousarray(array) if array.ndim else array.item()
 
