@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from .errors import MissingExtraError
@@ -28,6 +29,9 @@ def load(module: str, what: str) -> Any:
     if module in ("tensorflow", "keras", "tf2onnx"):
         # Without this, every TensorFlow process starts with a page of notes about CUDA and oneDNN.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if module == "onnxruntime":
+        # Its official builds report usage to their maker, and keep an identifier under the home folder.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
@@ -35,3 +39,10 @@ def load(module: str, what: str) -> Any:
         if (error.name or "").split(".")[0] != package:
             raise
         raise MissingExtraError(what, package.replace("_", "-"), EXTRA_OF[module]) from error
+
+
+def require(module: str, what: str) -> None:
+    """Raise the `MissingExtraError` of `load` without importing the package, which may take seconds."""
+    package = module.split(".", maxsplit=1)[0]
+    if find_spec(package) is None:
+        raise MissingExtraError(what, package.replace("_", "-"), EXTRA_OF[module])

@@ -1,7 +1,7 @@
 """``servable.json``: what a version folder says of itself, with the evidence for each artifact in it.
 
-The schema is versioned. Reading validates what this release knows and keeps what it does not know,
-so that an older servable can rewrite a newer manifest without losing fields.
+The schema is versioned. Reading validates what this release knows and keeps the unknown fields of the
+manifest and of its artifacts, so that rewriting it loses nothing.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Manifest:
             raise StoreError(f"{path} cannot be read: {error}") from error
         try:
             return parse(json.loads(text), where=str(path))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise StoreError(f"{path} is not valid JSON: {error}") from error
 
 
@@ -177,6 +177,12 @@ class _Fields:
             names = " or ".join(k.__name__ for k in kinds)
             raise StoreError(f"{self.where}: {key!r} must be {names}, got {value!r}")
         return value
+
+    def strings(self, key: str, default: Any = ...) -> tuple[str, ...]:
+        raw: list[Any] = self.take(key, list, default)
+        if not all(isinstance(item, str) for item in raw):
+            raise StoreError(f"{self.where}: {key!r} must hold strings, got {raw!r}")
+        return tuple(raw)
 
     def mapping(self, key: str, parse_one: Callable[[Any, str], _T], default: Any = ...) -> dict[str, _T]:
         raw: dict[str, Any] = self.take(key, dict, default)
@@ -204,7 +210,7 @@ def parse(value: Any, where: str = FILE_NAME) -> Manifest:
         artifacts=tuple(
             _parse_artifact(item, f"{where}: artifacts[{i}]") for i, item in enumerate(fields.take("artifacts", list))
         ),
-        labels=tuple(fields.take("labels", list, [])),
+        labels=fields.strings("labels", []),
         preprocessing=_parse_preprocessing(preprocessing, f"{where}: preprocessing") if preprocessing else None,
         derivations=fields.mapping("derivations", _parse_derivation, {}),
         extra=fields.rest,
@@ -215,7 +221,7 @@ def _parse_shape(fields: _Fields) -> Shape:
     raw: list[Any] | None = fields.take("shape", list, None)
     if raw is None:
         return None
-    if not all(d is None or (isinstance(d, int) and d >= 0) for d in raw):
+    if not all(d is None or (type(d) is int and d >= 0) for d in raw):
         raise StoreError(f"{fields.where}: 'shape' must hold sizes or null, got {raw!r}")
     return tuple(raw)
 
@@ -223,18 +229,22 @@ def _parse_shape(fields: _Fields) -> Shape:
 def _parse_spec(value: Any, where: str) -> TensorSpec:
     fields = _Fields(value, where)
     return TensorSpec(
-        name=where.rsplit(".", 1)[1],
+        name="",
         dtype=fields.take("dtype", str),
         shape=_parse_shape(fields),
         tensor_name=fields.take("tensor_name", str, ""),
     )
 
 
+def _named(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    return {name: replace(spec, name=name) for name, spec in specs.items()}
+
+
 def _parse_signature(value: Any, where: str) -> Signature:
     fields = _Fields(value, where)
     return Signature(
-        inputs=fields.mapping("inputs", _parse_spec),
-        outputs=fields.mapping("outputs", _parse_spec),
+        inputs=_named(fields.mapping("inputs", _parse_spec)),
+        outputs=_named(fields.mapping("outputs", _parse_spec)),
         method_name=fields.take("method_name", str, PREDICT_METHOD),
     )
 
@@ -291,7 +301,7 @@ def _parse_artifact(value: Any, where: str) -> Artifact:
         path=fields.take("path", str),
         sha256=fields.take("sha256", str),
         bytes=fields.take("bytes", int),
-        signatures=tuple(fields.take("signatures", list)),
+        signatures=fields.strings("signatures"),
         batch=fields.take("batch", str),
         evidence=fields.mapping("evidence", _parse_evidence, {}),
         opset=fields.take("opset", int, None),

@@ -37,7 +37,7 @@ class Picture:
 
 
 def decode_image(data: bytes, how: Preprocessing, name: str = "the image") -> Picture:
-    """Decode PNG, JPEG, GIF or BMP bytes and prepare them as ``how`` says.
+    """Decode PNG or JPEG bytes and prepare them as ``how`` says.
 
     ``name`` is what an error calls the picture. Raises `ImageError` if the bytes are empty, damaged,
     or no picture.
@@ -45,10 +45,10 @@ def decode_image(data: bytes, how: Preprocessing, name: str = "the image") -> Pi
     if not data:
         raise ImageError(f"{name} is empty: not a picture")
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "GIF", "BMP")) as image:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             pixels = np.asarray(_to_rgb(image), dtype=np.float32)
     except UnidentifiedImageError:
-        raise ImageError(f"{name} is not a picture: expected a PNG, JPEG, GIF or BMP file") from None
+        raise ImageError(f"{name} is not a picture: expected a PNG or JPEG file") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ImageError(f"{name} is damaged and cannot be decoded: {error}") from error
     height, width = pixels.shape[:2]
@@ -65,6 +65,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         # 16 bits a pixel: keep the high byte, as libpng does; Pillow's own conversion would clip.
         high = (np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8)
         image = Image.fromarray(high)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours; Pillow warns where the step is left out
     return image.convert("RGB")
 
 

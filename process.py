@@ -35,11 +35,14 @@ class Child:
     """A running command whose output goes to a log file; a context manager that stops it on exit."""
 
     def __init__(self, command: Sequence[str], log: Path, name: str) -> None:
-        """Start ``command``; ``name`` is what errors call it."""
+        """Start ``command``; ``name`` is what errors call it. Raises `ProcessError` if it cannot be started."""
         self.name = name
         self.log = log
-        with log.open("ab") as file:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        try:
+            with log.open("ab") as file:
+                self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file)
+        except OSError as error:
+            raise ProcessError(f"{name} cannot be started: {error}") from error
 
     @property
     def pid(self) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,8 +57,8 @@ class Store:
     def versions(self, model: str) -> list[int]:
         """Version numbers of a model in ascending order; empty if the model does not exist."""
         folder = self.root / model
-        if not folder.is_dir():
-            return []
+        if not model or model.startswith(".") or Path(model).name != model or not folder.is_dir():
+            return []  # a name never leads out of the store, nor into its hidden folders
         return sorted(int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name))
 
     def path(self, model: str, version: int | None = None) -> Path:
@@ -94,23 +94,39 @@ class Store:
         self.check()
         parent = self.root / STAGING
         with _disk_errors(self.root):
-            parent.mkdir(parents=True, exist_ok=True)
-            self._sweep(parent)
-            folder = Path(tempfile.mkdtemp(prefix=f"{model}-", dir=parent))
-        lock = folder.with_name(folder.name + ".lock")
-        descriptor = os.open(lock, os.O_CREAT | os.O_RDWR, 0o644)
+            lock, descriptor = self._lock(parent, model)
+        folder = lock.with_suffix("")
         try:
-            if fcntl:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
             with _disk_errors(self.root):
+                self._sweep(parent)
+                folder.mkdir(mode=0o700)
                 yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
             lock.unlink(missing_ok=True)
             os.close(descriptor)
-            if not any(parent.iterdir()):
-                with _ignore_missing():
-                    parent.rmdir()
+            with _ignore_missing():
+                parent.rmdir()
+
+    @staticmethod
+    def _lock(parent: Path, model: str) -> tuple[Path, int]:
+        """A new lock file, held; the staging folder of that name may be made only after it.
+
+        Of processes that end or sweep meanwhile, one may remove the folder before the file is made or
+        the file before it is held: then begin again.
+        """
+        while True:
+            parent.mkdir(parents=True, exist_ok=True)
+            lock = parent / f"{model}-{secrets.token_hex(4)}.lock"
+            try:
+                descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
+            except (FileNotFoundError, FileExistsError):
+                continue
+            if fcntl:
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:
+                return lock, descriptor
+            os.close(descriptor)
 
     @staticmethod
     def _sweep(parent: Path) -> None:
@@ -156,11 +172,17 @@ def _disk_errors(root: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if isinstance(error.filename, str) and not _related(Path(error.filename), root):
+            raise  # some other file: not the store's fault
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ResourceExhaustedError(f"no space left for the store {root}; nothing was published") from error
         raise StoreError(
             f"the store {root} cannot be written: {error.strerror or error}; nothing was published"
         ) from error
+
+
+def _related(path: Path, root: Path) -> bool:
+    return path == root or root in path.parents or path in root.parents
 
 
 @contextmanager

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import preprocess
-from .errors import InternalError, NotFoundError, nearest
+from .errors import InputError, InternalError
 from .manifest import Derivation, Manifest
 from .runtimes import Runtime
+from .runtimes.base import check_names, select_outputs
 from .wire import examples
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -40,17 +41,21 @@ class Twin:
         how = self._manifest.derivations.get(signature)
         if how is None:
             return self.runtime.run(signature, inputs, outputs)
-        (given,) = inputs.values()
+        spec = self._manifest.signatures[signature]
+        check_names(spec, inputs)
+        wanted = select_outputs(spec, outputs)
+        ((key, given),) = inputs.items()
+        if given.dtype.kind != "O" or given.ndim != 1:
+            raise InputError(
+                f"input {key!r} has dtype {given.dtype} and shape {given.shape}; expected {spec.inputs[key]}"
+            )
         base = self.runtime.run(how.signature, self._prologue(how, given))
         rows = len(given)
         results = {name: base[source] for name, source in how.outputs.items()}
         if how.labels_as:
             labels = np.array([label.encode() for label in self._manifest.labels], dtype=object)
             results[how.labels_as] = np.broadcast_to(labels, (rows, len(labels)))
-        for name in outputs:
-            if name not in results:
-                raise NotFoundError(f"signature {signature!r} has no output {name!r}; {nearest(name, results)}")
-        return {name: results[name] for name in outputs or results}
+        return {name: results[name] for name in wanted}
 
     def _prologue(self, how: Derivation, given: NDArray[Any]) -> Arrays:
         specs = self._manifest.signatures[how.signature].inputs

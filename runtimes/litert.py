@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import extras
-from ..errors import ArtifactError, InputError, InternalError
+from ..errors import ArtifactError, InputError, InternalError, UnavailableError
 from ..signature import DEFAULT_SIGNATURE, Signature, TensorSpec
 from .base import Runtime, check_names, select_outputs
 
@@ -66,6 +66,8 @@ class LiteRtRuntime(Runtime):
             if array.dtype != spec.inputs[name].dtype:
                 raise InputError(f"input {name!r} has dtype {array.dtype}; expected {spec.inputs[name]}")
         with self._lock:
+            if self._interpreter is None:
+                raise UnavailableError("the model was unloaded")
             try:
                 results = self._runners[signature](**inputs) if self._runners else self._run_unsigned(inputs)
             except (ValueError, RuntimeError) as error:

@@ -9,7 +9,7 @@ from typing import Any, Self
 from numpy.typing import NDArray
 
 from .. import extras
-from ..errors import ArtifactError, InputError, InternalError
+from ..errors import ArtifactError, InputError, InternalError, UnavailableError
 from ..signature import DEFAULT_SIGNATURE, Signature, TensorSpec
 from .base import Runtime, check_names, select_outputs
 
@@ -59,6 +59,7 @@ class OnnxRuntime(Runtime):
             session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except (
             errors.Fail,
+            errors.InvalidArgument,
             errors.InvalidGraph,
             errors.InvalidProtobuf,
             errors.NoSuchFile,
@@ -73,8 +74,11 @@ class OnnxRuntime(Runtime):
         spec = self._signature(signature)
         check_names(spec, inputs)
         wanted = select_outputs(spec, outputs)
+        session = self._session
+        if session is None:
+            raise UnavailableError("the model was unloaded")
         try:
-            results = self._session.run(wanted, dict(inputs))
+            results = session.run(wanted, dict(inputs))
         except self._errors.InvalidArgument as error:
             raise InputError(f"the inputs do not fit {spec}: {_reason(error)}") from error
         except (self._errors.Fail, self._errors.RuntimeException) as error:

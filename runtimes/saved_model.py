@@ -6,6 +6,7 @@ TF2 SavedModels alike, and gives the error texts that TensorFlow Serving gives.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -16,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import extras
-from ..errors import ArtifactError, UnavailableError, error_for_code
+from ..errors import ArtifactError, InputError, UnavailableError, error_for_code
 from ..signature import Signature, TensorSpec
 from .base import Runtime, check_names, select_outputs
+
+ONEDNN_SWITCH = "TF_ENABLE_ONEDNN_OPTS"
 
 
 class SavedModelRuntime(Runtime):
@@ -28,6 +31,9 @@ class SavedModelRuntime(Runtime):
 
     def __init__(self, tf: Any, session: Any, signature_defs: Mapping[str, Any]) -> None:
         self._tf = tf
+        # Shapes are left to the kernels, as TensorFlow Serving does; but oneDNN's convolutions end the
+        # process at an input of too few dimensions.
+        self._onednn = os.environ.get(ONEDNN_SWITCH) != "0"
         self._callable_options = import_module("tensorflow.core.protobuf.config_pb2").CallableOptions
         self._session: Any = session
         self._callables: dict[tuple[str, tuple[str, ...]], Callable[..., list[NDArray[Any] | bytes]]] = {}
@@ -51,9 +57,10 @@ class SavedModelRuntime(Runtime):
         try:
             with session.graph.as_default():
                 meta_graph = v1.saved_model.loader.load(session, ["serve"], str(path))
-        except (tf.errors.OpError, OSError, RuntimeError) as error:
+        except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
             session.close()
-            raise ArtifactError(f"{path} is not a SavedModel that TensorFlow can load: {error}") from error
+            reason = " ".join(str(error).split())
+            raise ArtifactError(f"{path} is not a SavedModel that TensorFlow can load: {reason}") from error
         return cls(tf, session, meta_graph.signature_def)
 
     def run(
@@ -62,6 +69,10 @@ class SavedModelRuntime(Runtime):
         spec = self._signature(signature)
         check_names(spec, inputs)
         wanted = select_outputs(spec, outputs)
+        if self._onednn:
+            for name, array in inputs.items():
+                if len(spec.inputs[name].shape or array.shape) != array.ndim:
+                    raise InputError(f"input {name!r} has shape {array.shape}; expected {spec.inputs[name]}")
         call = self._callable(spec, tuple(wanted))
         try:
             results = call(*(inputs[name] for name in spec.inputs))

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from .. import extras
 from ..errors import AddressInUseError, InternalError, InvalidArgumentError, ServableError, UnimplementedError
-from ..wire import json_codec
+from ..wire import json_codec, json_text
 from .data_plane import DataPlane, ModelSpec
 from .encode import metadata_json, status_json
 
@@ -69,11 +69,11 @@ class RestApp:
         try:
             return 200, self._answer(scope, target, body)
         except ServableError as error:
-            return error.http_status, json_codec.format_error(str(error))
+            return error.http_status, json_text.format_error(str(error))
         except Exception as error:  # noqa: BLE001  # whatever a model does, the caller gets a status
             _log.exception("request failed")
             failure = InternalError(f"{type(error).__name__}: {error}")
-            return failure.http_status, json_codec.format_error(str(failure))
+            return failure.http_status, json_text.format_error(str(failure))
 
     def _answer(self, scope: Scope, target: str, body: bytes) -> bytes:
         method = scope["method"]

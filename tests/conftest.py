@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from servable.cli.course import source
 from servable.export import export_model
 from servable.models import card
@@ -41,6 +42,10 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
+
+# The same examples in every run: a test that fails in CI fails for everybody.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 

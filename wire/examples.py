@@ -13,11 +13,15 @@ from ..signature import TensorSpec
 from . import messages
 from .tensors import BY_NAME, as_bytes
 
+# The list that holds values of a NumPy kind, and what TensorFlow calls its element type.
+_KINDS = {"f": "float_list", "i": "int64_list", "u": "int64_list", "b": "int64_list", "O": "bytes_list"}
+_KIND_NAMES = {"float_list": "float", "int64_list": "int64", "bytes_list": "string"}
+
 
 def encode(features: Mapping[str, NDArray[Any]]) -> bytes:
     """One serialized tf.Example; each feature is a flat list of floats, integers or strings.
 
-    Raises `InputError` for complex numbers, which tf.Example cannot hold.
+    Raises `InputError` for what tf.Example cannot hold, such as complex numbers.
     """
     example = messages.Example()
     for name, array in features.items():
@@ -26,6 +30,8 @@ def encode(features: Mapping[str, NDArray[Any]]) -> bytes:
         if flat.dtype.kind == "f":
             feature.float_list.value.extend(flat.astype(np.float32).tolist())
         elif flat.dtype.kind in "iub":
+            if flat.size and flat.max() > np.iinfo(np.int64).max:
+                raise InputError(f"feature {name!r}: tf.Example cannot hold {flat.max()}, which is more than int64")
             feature.int64_list.value.extend(flat.astype(np.int64).tolist())
         elif flat.dtype.kind in "OSU":
             feature.bytes_list.value.extend(as_bytes(value) for value in flat.tolist())
@@ -64,9 +70,9 @@ def _row_shape(spec: TensorSpec) -> tuple[int, ...]:
 def _feature(example: Any, index: int, spec: TensorSpec) -> NDArray[Any]:
     shape = _row_shape(spec)
     dtype = BY_NAME[spec.dtype]
-    kind = {"f": "float_list", "i": "int64_list", "u": "int64_list", "b": "int64_list", "O": "bytes_list"}[
-        dtype.numpy.kind
-    ]
+    kind = _KINDS.get(dtype.numpy.kind)
+    if kind is None:
+        raise InputError(f"input {spec.name!r}: tf.Example cannot hold values of dtype {spec.dtype}")
     features = example.features.feature
     found = features[spec.name].WhichOneof("kind") if spec.name in features else None
     if found is None:
@@ -76,16 +82,19 @@ def _feature(example: Any, index: int, spec: TensorSpec) -> NDArray[Any]:
     if found != kind:
         raise InputError(
             f"Name: <unknown>, Key: {spec.name}, Index: {index}.  Data types don't match. "
-            f"Expected type: {dtype.wire_name}, given: {found}"
+            f"Data type: {_KIND_NAMES[found]} but expected type: {dtype.wire_name}"
         )
     values = getattr(features[spec.name], kind).value
     if len(values) != int(np.prod(shape)):
         raise InputError(
             f"Name: <unknown>, Key: {spec.name}, Index: {index}.  Number of {dtype.wire_name} values != expected.  "
-            f"values size: {len(values)} but output shape: [{','.join(map(str, shape))}]"
+            f"Values size: {len(values)} but output shape: [{','.join(map(str, shape))}]"
         )
     if kind == "bytes_list":
         array = np.empty(len(values), dtype=object)
         array[:] = list(values)
         return array.reshape(shape)
-    return np.fromiter(values, dtype.numpy, len(values)).reshape(shape)
+    try:
+        return np.fromiter(values, dtype.numpy, len(values)).reshape(shape)
+    except OverflowError as error:
+        raise InputError(f"input {spec.name!r}: {error}") from error

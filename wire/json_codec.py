@@ -9,10 +9,7 @@ the original reads and writes them. Message texts are the original's.
 from __future__ import annotations
 
 import base64
-import binascii
 import json
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,22 +18,13 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from ..errors import InvalidArgumentError, ServableError, UnimplementedError
+from ..errors import InvalidArgumentError, ServableError
 from ..signature import DEFAULT_SIGNATURE, Signature, TensorSpec
-from .tensors import BY_NAME, dtype_of
+from .json_tensors import carries, exact_array, fast_array, is_b64, to_array
+from .json_text import debug, parse
+from .tensors import dtype_of
 
-_DEBUG_LIMIT = 256
-_FLOATS = {"float32", "float64"}
-_INT_RANGE = {
-    "int8": (-(2**31), 2**31 - 1),
-    "int16": (-(2**31), 2**31 - 1),
-    "int32": (-(2**31), 2**31 - 1),
-    "uint8": (-(2**31), 2**31 - 1),
-    "int64": (-(2**63), 2**63 - 1),
-    "uint32": (0, 2**32 - 1),
-    "uint64": (0, 2**64 - 1),
-}
-_TYPES = {type(None): "Null", dict: "Object", list: "Array", str: "String", int: "Number", float: "Number"}
+_TOP_LEVEL = (b'"signature_name"', b'"instances"', b'"inputs"')
 
 
 @dataclass(frozen=True)
@@ -82,7 +70,7 @@ def parse_predict(body: bytes) -> PredictBody:
     The values are looked at when the signature is known, as the original does: the model is looked up
     in between.
     """
-    request = parse(body)
+    request = parse(body, first_wins=any(body.count(key) > 1 for key in _TOP_LEVEL))
     if not isinstance(request, dict):
         raise InvalidArgumentError(f"JSON Value: {debug(request)} Is not object")
     name = request.get("signature_name", "")
@@ -93,93 +81,13 @@ def parse_predict(body: bytes) -> PredictBody:
     return PredictBody(name, request, plain=b"true" not in body and b"false" not in body)
 
 
-def parse(body: bytes) -> Any:
-    """The first JSON value of ``body``; what follows it is ignored, as the original does."""
-    if not body:
-        raise InvalidArgumentError("JSON Parse error: The document is empty")
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError:
-        pass  # NaN, Infinity, bytes after the value, or really wrong: the slower parser tells
-    text = body.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    start = len(text) - len(text.lstrip(" \t\r\n"))
-    if start == len(text):
-        raise InvalidArgumentError("JSON Parse error: The document is empty. at offset: 0")
-    lone = _LONE_SURROGATE.search(text)
-    if lone:
-        raise InvalidArgumentError(
-            f"JSON Parse error: The surrogate pair in string is invalid. at offset: {lone.start() + 1}"
-        )
-    try:
-        value, _ = _DECODER.raw_decode(text, start)
-    except json.JSONDecodeError as error:
-        raise InvalidArgumentError(f"JSON Parse error: {_parse_error(error.msg)} at offset: {error.pos}") from None
-    except RecursionError:
-        raise InvalidArgumentError("JSON Parse error: the document is nested too deeply") from None
-    return value
-
-
-def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return dict(reversed(pairs))
-
-
-# Half a surrogate pair, written as an escape: it stands for no character.
-_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-_LONE_SURROGATE = re.compile(rf"(?<!\\)(?:\\\\)*(?:{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW})")
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_first_wins)
-
-
-def _parse_error(message: str) -> str:
-    texts = {
-        "Expecting property name": "Missing a name for object member.",
-        "Expecting ':'": "Missing a colon after a name of object member.",
-        "Invalid \\escape": "Invalid escape character in string.",
-        "Invalid control character": "Invalid escape character in string.",
-        "Unterminated string": "Missing a closing quotation mark in string.",
-        "Illegal trailing comma": "Invalid value.",
-        "Expecting ',' delimiter": "Missing a comma or '}' after an object member.",
-    }
-    return next((text for start, text in texts.items() if message.startswith(start)), "Invalid value.")
-
-
-def debug(value: Any) -> str:
-    """A JSON value as error texts show it: indented objects, arrays on one line, cut at 256 bytes."""
-    text = _pretty(value, 0)
-    return text if len(text) <= _DEBUG_LIMIT else text[:_DEBUG_LIMIT]
-
-
-def _pretty(value: Any, indent: int) -> str:
-    if isinstance(value, dict):
-        if not value:
-            return "{}"
-        pad = " " * (indent + 4)
-        items = ",\n".join(
-            f"{pad}{json.dumps(k, ensure_ascii=False)}: {_pretty(v, indent + 4)}" for k, v in value.items()
-        )
-        return f"{{\n{items}\n{' ' * indent}}}"
-    if isinstance(value, list):
-        parts, size = [], 0
-        for item in value:
-            parts.append(_pretty(item, indent + 8))
-            size += len(parts[-1])
-            if size > _DEBUG_LIMIT:
-                break
-        return f"[{', '.join(parts)}]"
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _is_b64(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {"b64"} and isinstance(value["b64"], str)
-
-
 def _from_instances(document: dict[str, Any], specs: Mapping[str, TensorSpec], plain: bool) -> dict[str, NDArray[Any]]:
     values = document["instances"]
     if not isinstance(values, list):
         raise InvalidArgumentError(f"JSON Value: {debug(document)} Expecting 'instances' to be an list/array")
     if not values:
         raise InvalidArgumentError(f"JSON Value: {debug(document)} No values in 'instances' array")
-    if isinstance(values[0], dict) and not _is_b64(values[0]):
+    if isinstance(values[0], dict) and not is_b64(values[0]):
         return _from_objects(values, specs, plain)
     if len(specs) > 1:
         raise InvalidArgumentError(
@@ -187,12 +95,12 @@ def _from_instances(document: dict[str, Any], specs: Mapping[str, TensorSpec], p
             "tensorinfo_map"
         )
     ((name, spec),) = specs.items()
-    fast = _fast(values, spec, plain)
+    fast = fast_array(values, spec, plain)
     if fast is not None:
         return {name: fast}
     rows: list[NDArray[Any]] = []
     for i, item in enumerate(values):
-        if isinstance(item, dict) and not _is_b64(item):
+        if isinstance(item, dict) and not is_b64(item):
             raise InvalidArgumentError(f"Expecting value/list but got object at item {i} of input list")
         _append_row(rows, item, spec, f"element: {i}")
     return {name: np.stack(rows)}
@@ -201,7 +109,7 @@ def _from_instances(document: dict[str, Any], specs: Mapping[str, TensorSpec], p
 def _from_objects(values: list[Any], specs: Mapping[str, TensorSpec], plain: bool) -> dict[str, NDArray[Any]]:
     rows: dict[str, list[Any]] = {name: [] for name in specs}
     for i, item in enumerate(values):
-        if not isinstance(item, dict) or _is_b64(item):
+        if not isinstance(item, dict) or is_b64(item):
             raise InvalidArgumentError(f"Expecting object but got list at item {i} of input list")
         for key in item:
             if key not in specs:
@@ -220,7 +128,7 @@ def _from_objects(values: list[Any], specs: Mapping[str, TensorSpec], plain: boo
 
 
 def _column(name: str, values: list[Any], spec: TensorSpec, plain: bool) -> NDArray[Any]:
-    fast = _fast(values, spec, plain)
+    fast = fast_array(values, spec, plain)
     if fast is not None:
         return fast
     tensors: list[NDArray[Any]] = []
@@ -232,7 +140,7 @@ def _column(name: str, values: list[Any], spec: TensorSpec, plain: bool) -> NDAr
 def _append_row(rows: list[NDArray[Any]], value: Any, spec: TensorSpec, where: str) -> None:
     """Convert one instance and hold its shape against the first one's; errors say which it is."""
     try:
-        row = _tensor(value, spec)
+        row = exact_array(value, spec)
         first = rows[0] if rows else row
         if row.size != first.size:
             raise InvalidArgumentError(f"Expecting tensor size: {first.size} but got: {row.size}")
@@ -250,133 +158,18 @@ def _shape(array: NDArray[Any]) -> str:
 
 
 def _from_inputs(values: Any, specs: Mapping[str, TensorSpec], plain: bool) -> dict[str, NDArray[Any]]:
-    if not isinstance(values, dict) or _is_b64(values):
+    if not isinstance(values, dict) or is_b64(values):
         if len(specs) > 1:
             raise InvalidArgumentError(
                 "inputs is a plain value/list, but expecting an object as multiple input tensors required as per "
                 "tensorinfo_map"
             )
         ((name, spec),) = specs.items()
-        return {name: _whole(values, spec, plain)}
+        return {name: to_array(values, spec, plain)}
     for name in specs:
         if name not in values:
             raise InvalidArgumentError(f"Missing named input: {name} in 'inputs' object.")
-    return {name: _whole(values[name], spec, plain) for name, spec in specs.items()}
-
-
-def _whole(value: Any, spec: TensorSpec, plain: bool) -> NDArray[Any]:
-    fast = _fast(value, spec, plain)
-    return _tensor(value, spec) if fast is None else fast
-
-
-def _fast(value: Any, spec: TensorSpec, plain: bool) -> NDArray[Any] | None:
-    """The whole nested list by NumPy at once, or None where a closer look is needed."""
-    if not plain or not isinstance(value, list):
-        return None
-    try:
-        array = np.array(value)
-    except (ValueError, OverflowError):
-        return None
-    kinds = "iuf" if spec.dtype in _FLOATS else "iu" if spec.dtype in _INT_RANGE else ""
-    if array.dtype.kind not in kinds or not array.size:
-        return None
-    if spec.dtype in _INT_RANGE:
-        low, high = _INT_RANGE[spec.dtype]
-        if int(array.min()) < low or int(array.max()) > high:
-            return None
-    with np.errstate(over="ignore"):
-        return array.astype(BY_NAME[spec.dtype].numpy)
-
-
-def _tensor(value: Any, spec: TensorSpec) -> NDArray[Any]:
-    """One tensor element by element, with the exact error for the first one that does not fit."""
-    shape: list[int] = []
-    probe = value
-    while isinstance(probe, list):
-        shape.append(len(probe))
-        if not probe:
-            break
-        probe = probe[0]
-    flat: list[Any] = []
-    _collect(value, spec, shape, 0, flat)
-    row = BY_NAME.get(spec.dtype)
-    if row is None or (flat and not _supported(spec.dtype)):
-        raise UnimplementedError(f"Conversion of JSON Value: {debug(value)} to type: {spec.dtype}")
-    if spec.dtype in _INT_RANGE:
-        wide = np.uint64 if spec.dtype == "uint64" else np.int64
-        return np.array(flat, wide).astype(row.numpy).reshape(shape)
-    array = np.empty(len(flat), row.numpy)
-    with np.errstate(over="ignore"):
-        array[:] = flat
-    return array.reshape(shape)
-
-
-def _supported(dtype: str) -> bool:
-    return dtype in _FLOATS or dtype in _INT_RANGE or dtype in ("bool", "string")
-
-
-def _collect(value: Any, spec: TensorSpec, shape: list[int], level: int, flat: list[Any]) -> None:
-    if isinstance(value, list):
-        if level >= len(shape):
-            raise InvalidArgumentError(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
-        if len(value) != shape[level]:
-            raise InvalidArgumentError(
-                f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: {shape[level]}"
-            )
-        for item in value:
-            _collect(item, spec, shape, level + 1, flat)
-        return
-    if level != len(shape):
-        raise InvalidArgumentError(
-            f"JSON Value: {debug(value)} found at incorrect level: {level + 1} in the JSON DOM. "
-            f"Expected at level: {len(shape)}"
-        )
-    flat.append(_element(value, spec))
-
-
-def _element(value: Any, spec: TensorSpec) -> Any:
-    dtype = spec.dtype
-    if dtype == "string":
-        if isinstance(value, str):
-            return value.encode("utf-8", "surrogateescape")
-        if _is_b64(value):
-            return _unbase64(value["b64"])
-        if isinstance(value, dict):
-            raise InvalidArgumentError(f"JSON Value: {debug(value)} not formatted correctly for base64 data")
-    elif dtype == "bool":
-        if isinstance(value, bool):
-            return value
-    elif dtype in _FLOATS:
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return _as_float(value)
-    elif dtype in _INT_RANGE:
-        low, high = _INT_RANGE[dtype]
-        if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
-            return value
-    elif not isinstance(value, dict):
-        raise UnimplementedError(f"Conversion of JSON Value: {debug(value)} to type: {_wire_name(dtype)}")
-    kind = str(value) if isinstance(value, bool) else _TYPES[type(value)]
-    raise InvalidArgumentError(f"JSON Value: {debug(value)} Type: {kind} is not of expected type: {_wire_name(dtype)}")
-
-
-def _as_float(value: float) -> float:
-    """A JSON number as a double; integers beyond its range become infinite, as in the original."""
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf if value > 0 else -math.inf
-
-
-def _wire_name(dtype: str) -> str:
-    return BY_NAME[dtype].wire_name if dtype in BY_NAME else dtype
-
-
-def _unbase64(text: str) -> bytes:
-    compact = "".join(text.split())
-    try:
-        return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidArgumentError("Unable to base64 decode") from None
+    return {name: to_array(values[name], spec, plain) for name, spec in specs.items()}
 
 
 def format_predict(outputs: Mapping[str, NDArray[Any]], *, row: bool) -> bytes:
@@ -388,7 +181,7 @@ def format_predict(outputs: Mapping[str, NDArray[Any]], *, row: bool) -> bytes:
     if not outputs:
         raise InvalidArgumentError("Cannot convert empty tensor map to JSON")
     for array in outputs.values():
-        if array.size and not _supported(dtype_of(array).name):
+        if array.size and not carries(dtype_of(array).name):
             raise InvalidArgumentError(f"Failed to write JSON value for tensor type: {dtype_of(array).wire_name}")
     if row:
         _check_batch(outputs)
@@ -448,18 +241,13 @@ def _only_arrays(value: Any) -> bool:
     return isinstance(value, np.ndarray)
 
 
-def format_error(message: str) -> bytes:
-    """The body of an error response; bytes that are not UTF-8 pass through."""
-    return f'{{\n    "error": {json.dumps(message, ensure_ascii=False)}\n}}'.encode("utf-8", "surrogateescape")
-
-
 def format_predict_request(inputs: Mapping[str, NDArray[Any]], signature_name: str = "") -> bytes:
     """The body of a Predict request in columnar format; strings travel as ``{"b64": ...}``.
 
     float16 and bfloat16 arrays are refused with `InvalidArgumentError`: the REST API cannot carry them.
     """
     for name, array in inputs.items():
-        if not _supported(dtype_of(array).name):
+        if not carries(dtype_of(array).name):
             raise InvalidArgumentError(
                 f"input {name!r}: the REST API cannot carry {dtype_of(array).name}; use gRPC for this model"
             )
@@ -486,4 +274,4 @@ def parse_predict_response(body: bytes, specs: Mapping[str, TensorSpec]) -> dict
     missing = [name for name in specs if not isinstance(named, dict) or name not in named]
     if missing:
         raise InvalidArgumentError(f"the Predict response lacks the outputs {', '.join(missing)}")
-    return {name: _whole(named[name], spec, plain=True) for name, spec in specs.items()}
+    return {name: to_array(named[name], spec, plain=True) for name, spec in specs.items()}

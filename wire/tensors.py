@@ -19,6 +19,7 @@ from . import messages
 
 # One protobuf message cannot hold more; a shape that asks for more is an attack or a mistake.
 MAX_TENSOR_BYTES = 2**31
+MAX_RANK = 32
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def decode(proto: Any) -> NDArray[Any]:
     if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
         raise InputError(f"tensor shape {list(shape)} is not fully defined")
     count = math.prod(shape)
-    if count * row.numpy.itemsize > MAX_TENSOR_BYTES:
+    # NumPy holds no more dimensions than these, and multiplies the sizes beside an empty one too.
+    if len(shape) > MAX_RANK or math.prod(size or 1 for size in shape) * row.numpy.itemsize > MAX_TENSOR_BYTES:
         raise InputError(f"a tensor of shape {list(shape)} does not fit into a message")
     if row.name == "string":
         return _decode_strings(proto, shape, count)
@@ -179,9 +181,11 @@ def encode(array: NDArray[Any], dtype: str | None = None, *, content: bool = Fal
 
     ``dtype`` names the wire type where the array's own does not tell it (quantized types); the array
     must be of its storage type. Strings always travel in ``string_val``. Raises `InputError` for a
-    dtype that the interface cannot carry.
+    dtype that the interface cannot carry, or for an array of another one than ``dtype`` says.
     """
-    row = BY_NAME[dtype] if dtype else dtype_of(array)
+    row = BY_NAME.get(dtype) if dtype else dtype_of(array)
+    if row is None or dtype_of(array).numpy != row.numpy:
+        raise InputError(f"an array of dtype {array.dtype} cannot be sent as {dtype}")
     proto = messages.TensorProto(dtype=row.number)
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
@@ -208,7 +212,10 @@ def as_bytes(value: Any) -> bytes:
     if isinstance(value, bytes):
         return value
     if isinstance(value, str):
-        return value.encode()
+        try:
+            return value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{value!r} cannot be sent as text: {error.reason}") from None
     raise InputError(f"a string tensor holds bytes or text, got {type(value).__name__}")
 
 

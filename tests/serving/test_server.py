@@ -19,6 +19,7 @@ from servable.errors import AddressInUseError, ArtifactError, InvalidArgumentErr
 from servable.manifest import FILE_NAME, Manifest
 from servable.models import card
 from servable.models.samples import test_samples as labelled_samples
+from servable.process import Child
 from servable.serving import Server, ServerOptions
 from servable.serving.servable import Servable
 from servable.store import Store
@@ -156,3 +157,25 @@ def test_many_callers_at_once_each_get_their_own_answer(server: Server) -> None:
             with ThreadPoolExecutor(16) as pool:
                 answers = list(pool.map(lambda i: client.predict(samples[i : i + 1]), range(len(samples))))
         np.testing.assert_allclose(np.concatenate(answers), expected, atol=1e-6)
+
+
+def test_no_shape_that_a_client_sends_ends_the_process(store: Store, free_port: int, tmp_path: Path) -> None:
+    """In a process of its own: oneDNN's convolutions abort at some wrong shapes, and the server must not."""
+    command = [sys.executable, "-m", "servable", "serve", str(store.root), "--runtime=tensorflow", "--port=0"]
+    target = f"http://127.0.0.1:{free_port}/v1/models/cnn"
+    with Child([*command, f"--rest_api_port={free_port}"], tmp_path / "log", "servable serve") as child:
+        child.wait_until(lambda: answers(target), 60)
+        for shape in ((28, 28, 1), (28,), (), (1, 1, 28, 28, 1), (1, 28, 28, 64), (2, 3)):
+            body = json.dumps({"inputs": np.zeros(shape).tolist()})
+            assert 400 <= httpx.post(f"{target}:predict", content=body, trust_env=False).status_code <= 501
+        empty = httpx.post(f"{target}:predict", content=json.dumps({"inputs": []}), trust_env=False)
+        assert empty.status_code in (200, 400)
+        assert answers(target)
+        assert child.stop() == 0
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
