@@ -41,8 +41,11 @@ def load(module: str, what: str) -> Any:
         raise MissingExtraError(what, package.replace("_", "-"), EXTRA_OF[module]) from error
 
 
-def require(module: str, what: str) -> None:
-    """Raise the `MissingExtraError` of `load` without importing the package, which may take seconds."""
+def require(module: str, what: str, extra: str | None = None) -> None:
+    """Raise the `MissingExtraError` of `load` without importing the package, which may take seconds.
+
+    ``extra`` is the one to name where ``what`` needs more of it than this package.
+    """
     package = module.split(".", maxsplit=1)[0]
     if find_spec(package) is None:
-        raise MissingExtraError(what, package.replace("_", "-"), EXTRA_OF[module])
+        raise MissingExtraError(what, package.replace("_", "-"), extra or EXTRA_OF[module])

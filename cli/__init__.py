@@ -59,8 +59,13 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in arguments
     try:
         result = cli.main(args=list(arguments), prog_name="servable", standalone_mode=False)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f" (see {context.command_path} --help)" if context else ""
+        print(f"error: {error.format_message()}{hint}", file=sys.stderr)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)

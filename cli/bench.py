@@ -35,6 +35,8 @@ def command(target: Path, duration: float, as_json: bool) -> None:
     folder = target if (target / FILE_NAME).is_file() else _newest(target)
     manifest = Manifest.read(folder)
     results, missing = run_bench(folder, manifest, duration)
+    if missing and not results:
+        raise MissingExtraError("timing a model", "onnxruntime", "edge")
     for note in missing:
         stderr().print(f"note: {note}", soft_wrap=True)
     if as_json:
@@ -45,9 +47,12 @@ def command(target: Path, duration: float, as_json: bool) -> None:
 
 
 def _newest(target: Path) -> Path:
-    if not target.is_dir():
-        raise TargetError(f"target {str(target)!r} is no folder; give STORE/MODEL or a version folder")
-    return Store(target.parent).path(target.name)
+    store = Store(target.parent)
+    if store.versions(target.name) or (not target.exists() and target.parent.is_dir() and store.models()):
+        return store.path(target.name)
+    models = Store(target).models() if target.is_dir() else []
+    hint = f": {', '.join(str(target / model) for model in models)}" if models else ""
+    raise TargetError(f"target {str(target)!r} is no model; give STORE/MODEL or a version folder{hint}")
 
 
 def run_bench(folder: Path, manifest: Manifest, duration_s: float) -> tuple[list[BenchResult], list[str]]:

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,12 +21,17 @@ Step = Callable[[str, int, int], None]
 
 def stdout() -> Console:
     """For results; plain text when it is not a terminal."""
-    return Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    return _console(sys.stdout, width=None if sys.stdout.isatty() else PIPE_WIDTH)
 
 
 def stderr() -> Console:
     """For notes and progress."""
-    return Console(file=sys.stderr, highlight=False)
+    return _console(sys.stderr)
+
+
+def _console(file: TextIO, width: int | None = None) -> Console:
+    """Prints text as it is: a path with brackets or colons in it is neither markup nor an emoji."""
+    return Console(file=file, highlight=False, markup=False, emoji=False, width=width)
 
 
 @contextmanager
@@ -42,7 +48,7 @@ def quiet() -> Iterator[Console]:
         os.dup2(log.fileno(), 2)
         failed = False
         try:
-            yield Console(file=real, highlight=False)
+            yield _console(real)
         except (ServableError, KeyboardInterrupt):
             raise
         except Exception:

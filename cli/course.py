@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from .. import extras
 from ..clients.bench import LabelledData
 from ..export import Source
 from ..models import CATALOGUE, ModelCard, samples
 
 
 def source(card: ModelCard, weights: Path | None = None) -> Source:
-    """The trained model of a card, ready to be exported. Builds it, so this imports TensorFlow."""
+    """The trained model of a card, ready to be exported. Builds it, so this imports TensorFlow.
+
+    Raises `MissingExtraError` without it and `ArtifactError` for weights that do not fit.
+    """
+    extras.load("tensorflow", "building a model")
     from ..models import training
 
     data = samples.test_samples(card)

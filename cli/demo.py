@@ -21,6 +21,7 @@ from .. import draw
 from ..clients import Client, connect
 from ..clients.bench import BenchResult
 from ..errors import ParityError, ServableError, UnavailableError
+from ..extras import require
 from ..manifest import Manifest
 from ..models import CATALOGUE, ModelCard, samples
 from ..process import Child
@@ -35,7 +36,6 @@ DEGREES = ("-40", "0", "37", "100")
 # int8 activations have 256 steps: a regression may be off by 1 % of its output range.
 CELSIUS_LIMIT_F = 2.6
 SERVER_START_S = 60.0
-TIMEOUT_S = 30.0
 
 
 @dataclass
@@ -79,6 +79,8 @@ def command(output: Path, duration: float) -> None:
     gRPC, over REST and with every exported file, times each file, and writes report.html and
     report.png. Exits with 7 if any path disagrees on a label or an export is too far from its source.
     """
+    for module in ("tensorflow", "matplotlib", "uvicorn"):
+        require(module, "the demo", "all")
     started = time.monotonic()
     out = stdout()
     with tempfile.TemporaryDirectory(prefix="servable-demo-") as folder:
@@ -161,9 +163,9 @@ def _questions(card: ModelCard) -> list[Callable[[Client], Answer]]:
     how = card.preprocessing
     if how is None:
         (spec,) = card.signature.inputs.values()
-        return [partial(predict_number, text=text, spec=spec, timeout=TIMEOUT_S) for text in DEGREES]
+        return [partial(predict_number, text=text, spec=spec) for text in DEGREES]
     pictures = samples.sample_pictures().values()
-    return [partial(predict_picture, path=path, how=how, timeout=TIMEOUT_S) for path in pictures]
+    return [partial(predict_picture, path=path, how=how) for path in pictures]
 
 
 def show(card: ModelCard, answer: Answer) -> str:

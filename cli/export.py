@@ -7,8 +7,9 @@ from pathlib import Path
 import click
 
 from ..errors import InvalidArgumentError
+from ..export import export_model
 from ..export.registry import choose
-from ..extras import load
+from ..extras import load, require
 from ..models import card as find_card
 from ..store import Store
 from .console import progress, quiet, stdout
@@ -34,12 +35,14 @@ def command(names: tuple[str, ...], store: Path, weights: Path | None, formats: 
     target = Store(store)
     target.check()
     chosen = tuple(part.strip() for part in formats.split(",")) if formats else ()
+    for exporter in choose(chosen):
+        for module in exporter.requires:
+            require(module, f"exporting to {exporter.format}", "export")
     out = stdout()
     for card in cards:
         with quiet() as console, progress(console, f"export {card.name}") as step:
             step("load TensorFlow", 0, 1)
             load("tensorflow", "exporting a model")
-            from ..export import export_model
             from .course import source
 
             manifest = export_model(source(card, weights), target, chosen, step)

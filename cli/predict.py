@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 BAR_WIDTH = 24
 
+_Given = TypeVar("_Given", str, tuple[str, ...])
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -32,13 +34,13 @@ class Answer:
     note: str = ""
 
 
-def _no_options(ctx: click.Context, _: click.Parameter, inputs: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse an input that was meant as an option; negative numbers are inputs."""
-    for text in inputs:
+def _no_options(ctx: click.Context, _: click.Parameter, given: _Given) -> _Given:
+    """Refuse an argument that was meant as an option; negative numbers are inputs."""
+    for text in (given,) if isinstance(given, str) else given:
         if text.startswith("-") and text != "-" and not _is_number(text):
             known = [name for parameter in ctx.command.params for name in parameter.opts if name.startswith("--")]
             raise click.NoSuchOption(text, possibilities=get_close_matches(text, known), ctx=ctx)
-    return inputs
+    return given
 
 
 def _is_number(text: str) -> bool:
@@ -50,27 +52,33 @@ def _is_number(text: str) -> bool:
 
 
 @click.command(context_settings={"ignore_unknown_options": True})  # else -40 would be an option
-@click.argument("target")
+@click.argument("target", callback=_no_options)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True, callback=_no_options)
 @click.option("--top-k", type=click.IntRange(1), default=3, show_default=True, help="Classes to show.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), default=30.0, show_default=True, help="Seconds.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Seconds that a request may take.",
+)
 def command(target: str, inputs: tuple[str, ...], top_k: int, timeout: float) -> None:
     """Predict each INPUT with TARGET and print the result and the latency.
 
     TARGET is grpc://host:port/model, http://host:port/model, a .tflite or .onnx file, a version
-    folder, or store/model. INPUT is a picture (PNG, JPEG, GIF, BMP) for models of images, a number
+    folder, or store/model. INPUT is a picture (PNG or JPEG) for models of images, a number
     for models of one number.
     """
     with quiet():  # LiteRT announces its delegate on stderr
-        client = connect(target)
+        client = connect(target, timeout=timeout)
     with client:
         spec = _single_input(client)
         how = client.preprocessing or _image_shape(spec)
 
         def ask(text: str) -> Answer:
             if how:
-                return predict_picture(client, Path(text), how, timeout)
-            return predict_number(client, text, spec, timeout)
+                return predict_picture(client, Path(text), how)
+            return predict_number(client, text, spec)
 
         out = stdout()
         for text in inputs:
@@ -78,7 +86,7 @@ def command(target: str, inputs: tuple[str, ...], top_k: int, timeout: float) ->
             if answer.note:
                 stderr().print(f"note: {answer.note}", soft_wrap=True)
             for line in describe(answer, client.labels if how else (), top_k):
-                out.print(line, soft_wrap=True, markup=False)
+                out.print(line, soft_wrap=True)
 
 
 def _single_input(client: Client) -> TensorSpec:
@@ -99,7 +107,7 @@ def _image_shape(spec: TensorSpec) -> Preprocessing | None:
     return Preprocessing(height=sizes[0], width=sizes[1], channels=sizes[2])
 
 
-def predict_picture(client: Client, path: Path, how: Preprocessing, timeout: float) -> Answer:
+def predict_picture(client: Client, path: Path, how: Preprocessing) -> Answer:
     """Predict one picture file.
 
     A server that has ``serve_bytes`` gets the file as it is and prepares it itself; it is decoded here
@@ -120,10 +128,10 @@ def predict_picture(client: Client, path: Path, how: Preprocessing, timeout: flo
         spec = _single_input(client)
         inputs = picture.tensor.reshape(1, *(size or 1 for size in (spec.shape or ())[1:]))
         signature = DEFAULT_SIGNATURE
-    return _timed(client, str(path), inputs, signature, timeout, note)
+    return _timed(client, str(path), inputs, signature, note)
 
 
-def predict_number(client: Client, text: str, spec: TensorSpec, timeout: float) -> Answer:
+def predict_number(client: Client, text: str, spec: TensorSpec) -> Answer:
     """Predict one number given as text."""
     import numpy as np
 
@@ -134,13 +142,13 @@ def predict_number(client: Client, text: str, spec: TensorSpec, timeout: float) 
     except ValueError:
         hint = " (a picture file?)" if Path(text).suffix else ""
         raise InputError(f"{text!r} is not a number{hint}; {client.target} takes {spec}") from None
-    return _timed(client, text, np.full([1] * len(spec.shape), value), None, timeout, "")
+    return _timed(client, text, np.full([1] * len(spec.shape), value), None)
 
 
-def _timed(client: Client, name: str, inputs: Any, signature: str | None, timeout: float, note: str) -> Answer:
+def _timed(client: Client, name: str, inputs: Any, signature: str | None, note: str = "") -> Answer:
     client.signature(signature)  # asks for the metadata now, so that it is not timed
     started = time.perf_counter()
-    outputs = client.predict(inputs, signature=signature, timeout=timeout)
+    outputs = client.predict(inputs, signature=signature)
     elapsed = (time.perf_counter() - started) * 1e3
     if isinstance(outputs, dict):
         raise InputError(

@@ -75,7 +75,7 @@ def _announce(
 ) -> None:
     out.print(f"serving {store}", soft_wrap=True)
     for line in lines:
-        out.print(line, soft_wrap=True, markup=False)
+        out.print(line, soft_wrap=True)
     if grpc_port:
         out.print(f"gRPC at {host}:{grpc_port}", soft_wrap=True)
     if rest_port:

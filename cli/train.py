@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ..errors import DataError
-from ..extras import load
+from ..extras import load, require
 from ..models import card as find_card
 from ..models.data import load_dataset
 from .console import progress, quiet, stdout
@@ -47,7 +47,14 @@ def command(
     card = find_card(name)
     if output.exists() and not output.is_dir():
         raise DataError(f"--output {output} is a file; give a folder")
+    require("tensorflow", "training a model")
+    try:
+        output.mkdir(parents=True, exist_ok=True)  # now, and not after minutes of training
+    except OSError as error:
+        raise DataError(f"--output {output} cannot be made: {error.strerror}") from error
     with quiet() as console, progress(console, f"train {name}") as step:
+        step("load the data", 0, 1)
+        dataset = load_dataset(card.dataset, data)
         step("load TensorFlow", 0, 1)
         load("tensorflow", "training a model")
         from ..models import training
@@ -61,8 +68,6 @@ def command(
         options = replace(
             training.DEFAULT_OPTIONS[name], **{key: value for key, value in given.items() if value is not None}
         )
-        step("load the data", 0, 1)
-        dataset = load_dataset(card.dataset, data)
 
         def report(done: int, total: int, logs: dict[str, float]) -> None:
             words = "  ".join(f"{key} {value:.4f}" for key, value in logs.items())

@@ -37,7 +37,10 @@ class Metadata:
 class Client(ABC):
     """One model, wherever it runs. Use it as a context manager or call `close`; calls are thread-safe."""
 
-    target: str
+    def __init__(self, target: str, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        self.target = target
+        self.timeout_s = timeout_s
+        self._known: Metadata | None = None
 
     def predict(
         self,
@@ -53,19 +56,20 @@ class Client(ABC):
         ``inputs`` is a dict of arrays (or nested lists, numbers, bytes), or for a model with one input
         just the array; the first dimension is the batch. Returns a dict of ndarrays, or just the
         ndarray where there is one output. ``outputs`` names the outputs to return; ``timeout`` is in
-        seconds.
+        seconds, for each request that it takes.
 
         Inputs are checked before they travel: `InputError` shows what was expected and what was given.
         NaN is refused unless ``allow_nan``. Raises `NotFoundError` for an unknown model, version or
         signature, `UnavailableError` if the server cannot be reached, `DeadlineExceededError` on
         timeout, and the error that stands for whatever other status the server answers.
         """
-        spec = self.signature(signature)
+        limit_s = self.timeout_s if timeout is None else timeout
+        spec = self.signature(signature, timeout=limit_s)
         arrays = prepare_inputs(inputs, spec, allow_nan=allow_nan)
         for name in outputs or ():
             if name not in spec.outputs:
                 raise NotFoundError(f"signature {spec.name!r} has no output {name!r}; {nearest(name, spec.outputs)}")
-        results = self._run(spec, arrays, list(outputs or ()), DEFAULT_TIMEOUT_S if timeout is None else timeout)
+        results = self._run(spec, arrays, list(outputs or ()), limit_s)
         return next(iter(results.values())) if len(results) == 1 else dict(results)
 
     @abstractmethod
@@ -73,20 +77,29 @@ class Client(ABC):
         """Carry checked inputs over the transport and bring the outputs back."""
 
     @abstractmethod
-    def metadata(self) -> Metadata:
-        """Name, version and signatures of the model, asked for once and remembered."""
+    def _ask_metadata(self, timeout_s: float) -> Metadata:
+        """Bring name, version and signatures over the transport."""
+
+    def metadata(self, *, timeout: float | None = None) -> Metadata:
+        """Name, version and signatures of the model, asked for once and remembered.
+
+        ``timeout`` is in seconds. Raises what `predict` raises.
+        """
+        if self._known is None:
+            self._known = self._ask_metadata(self.timeout_s if timeout is None else timeout)
+        return self._known
 
     @abstractmethod
     def close(self) -> None:
         """Free the connection or the model; calling it twice is harmless."""
 
-    def signature(self, name: str | None = None) -> Signature:
+    def signature(self, name: str | None = None, *, timeout: float | None = None) -> Signature:
         """One signature, ``serving_default`` where none is named.
 
         A model with just one signature needs no name for it, whatever it is called. Raises
         `NotFoundError` with the names that there are.
         """
-        signatures = self.metadata().signatures
+        signatures = self.metadata(timeout=timeout).signatures
         if name is None and DEFAULT_SIGNATURE not in signatures and len(signatures) == 1:
             return next(iter(signatures.values()))
         key = name or DEFAULT_SIGNATURE
@@ -150,7 +163,7 @@ def _prepare(value: Any, spec: TensorSpec, allow_nan: bool) -> NDArray[Any]:
     if not allow_nan and array.dtype.kind == "f" and np.isnan(array).any():
         first = [int(axis[0]) for axis in np.nonzero(np.isnan(array))]
         raise InputError(
-            f"input {spec.name!r} holds NaN, first at {first}; clean the data, or pass allow_nan=True to send it"
+            f"input {spec.name!r} holds NaN, first at {first}; clean the data (in Python, allow_nan=True sends it)"
         )
     return array
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .base import Client
+from .base import DEFAULT_TIMEOUT_S, Client
 from .targets import parse_address
 
 
-def connect(target: str | Path, *, threads: int = 0) -> Client:
+def connect(target: str | Path, *, timeout: float = DEFAULT_TIMEOUT_S, threads: int = 0) -> Client:
     """A client of a served model or of a model file.
 
     Targets: ``grpc://host:port/model``, ``http://host:port/model`` (both also with ``/versions/N`` or
     ``/labels/L``), a ``.tflite`` or ``.onnx`` file, a version folder, or ``store/model`` for its newest
-    version. Nothing travels before the first call. ``threads`` bounds the threads of an on-device
+    version. Nothing travels before the first call. ``timeout`` is the limit of each request in seconds,
+    unless a call names its own; ``threads`` bounds the threads of an on-device
     model (0: its engine decides).
 
     Raises `TargetError` for a string that is none of these, `ArtifactError` for a file that cannot be
@@ -27,7 +28,7 @@ def connect(target: str | Path, *, threads: int = 0) -> Client:
     if address.scheme == "grpc":
         from .grpc import GrpcClient
 
-        return GrpcClient(str(target), address)
+        return GrpcClient(str(target), address, timeout)
     from .rest import RestClient
 
-    return RestClient(str(target), address)
+    return RestClient(str(target), address, timeout)

@@ -17,8 +17,8 @@ from .targets import Address
 class GrpcClient(Client):
     """A model behind ``PredictionService``."""
 
-    def __init__(self, target: str, address: Address) -> None:
-        self.target = target
+    def __init__(self, target: str, address: Address, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        super().__init__(target, timeout_s)
         self._address = address
         self._channel = grpc.insecure_channel(
             address.authority,
@@ -26,7 +26,6 @@ class GrpcClient(Client):
         )
         self._predict = self._method("Predict", messages.PredictResponse)
         self._get_metadata = self._method("GetModelMetadata", messages.GetModelMetadataResponse)
-        self._known: Metadata | None = None
 
     def _method(self, name: str, response: Any) -> Callable[..., Any]:
         method: Callable[..., Any] = self._channel.unary_unary(
@@ -46,16 +45,10 @@ class GrpcClient(Client):
         response = self._call(self._predict, request, timeout_s)
         return {name: tensors.decode(proto) for name, proto in response.outputs.items()}
 
-    def metadata(self) -> Metadata:
-        """Asked for with GetModelMetadata once, then remembered."""
-        if self._known is None:
-            self._known = self._ask_metadata()
-        return self._known
-
-    def _ask_metadata(self) -> Metadata:
+    def _ask_metadata(self, timeout_s: float) -> Metadata:
         request = messages.GetModelMetadataRequest(metadata_field=["signature_def"])
         self._fill(request.model_spec)
-        response = self._call(self._get_metadata, request, DEFAULT_TIMEOUT_S)
+        response = self._call(self._get_metadata, request, timeout_s)
         definitions = messages.SignatureDefMap()
         response.metadata["signature_def"].Unpack(definitions)
         return Metadata(
@@ -82,6 +75,9 @@ class GrpcClient(Client):
 
     def _translate(self, error: Any) -> ServableError:
         code, details = error.code(), error.details() or ""
+        # A server that shuts down cancels what it has not begun; the caller has cancelled nothing.
+        if code == grpc.StatusCode.CANCELLED and details.upper() in ("", "CANCELLED"):
+            return UnavailableError(f"{self.target} is shutting down")
         if code == grpc.StatusCode.UNAVAILABLE:
             return UnavailableError(f"{self.target} cannot be reached: {details}; is the server running?")
         return error_for_code(code.value[0], f"{self.target}: {details}")

@@ -22,7 +22,7 @@ class LocalClient(Client):
     """One artifact; a manifest beside it adds the labels, the preprocessing and the derived signatures."""
 
     def __init__(self, target: str, runtime: Runtime, manifest: Manifest | None) -> None:
-        self.target = target
+        super().__init__(target)
         self._runtime = runtime
         self._manifest = manifest
         self._twin = Twin(manifest, runtime) if manifest else None
@@ -31,9 +31,12 @@ class LocalClient(Client):
     def open(cls, path: Path, *, threads: int = 0) -> LocalClient:
         """Load a ``.tflite`` or ``.onnx`` file, a version folder, or the newest version of ``store/model``.
 
-        Raises `TargetError` if the path is none of these, `ArtifactError` if it cannot be loaded.
+        Raises `TargetError` if the path is none of these, `NotFoundError` if it is a store's model that
+        does not exist, `ArtifactError` if it cannot be loaded.
         """
         if not path.exists():
+            if path.parent.is_dir() and Store(path.parent).models():
+                Store(path.parent).path(path.name)  # raises, and suggests the nearest model
             raise TargetError(
                 f"target {str(path)!r}: there is no such file or folder, and it is no grpc:// or http:// address"
             )
@@ -47,8 +50,7 @@ class LocalClient(Client):
     def _run(self, signature: Signature, inputs: Arrays, outputs: Sequence[str], timeout_s: float) -> Arrays:
         return (self._twin or self._runtime).run(signature.name, inputs, outputs)
 
-    def metadata(self) -> Metadata:
-        """From the manifest where there is one, from the file otherwise."""
+    def _ask_metadata(self, timeout_s: float) -> Metadata:
         if self._manifest is None or self._twin is None:
             return Metadata(Path(self.target).stem, None, self._runtime.signatures)
         signatures = {name: self._manifest.signatures[name] for name in self._twin.signatures()}

@@ -19,12 +19,11 @@ from .targets import Address
 class RestClient(Client):
     """A model behind ``/v1/models``."""
 
-    def __init__(self, target: str, address: Address) -> None:
-        self.target = target
+    def __init__(self, target: str, address: Address, timeout_s: float = DEFAULT_TIMEOUT_S) -> None:
+        super().__init__(target, timeout_s)
         self._address = address
         # trust_env would send requests for localhost through a proxy that the environment names.
         self._http = httpx.Client(base_url=f"{address.scheme}://{address.authority}", trust_env=False)
-        self._known: Metadata | None = None
 
     def _run(self, signature: Signature, inputs: Arrays, outputs: Sequence[str], timeout_s: float) -> Arrays:
         body = json_codec.format_predict_request(inputs, signature.name)
@@ -32,12 +31,8 @@ class RestClient(Client):
         results = json_codec.parse_predict_response(answer, signature.outputs)
         return {name: results[name] for name in outputs or results}
 
-    def metadata(self) -> Metadata:
-        """Asked for with ``GET …/metadata`` once, then remembered."""
-        if self._known is None:
-            answer = self._ask("GET", f"{self._address.rest_path}/metadata", DEFAULT_TIMEOUT_S)
-            self._known = self._parse_metadata(answer)
-        return self._known
+    def _ask_metadata(self, timeout_s: float) -> Metadata:
+        return self._parse_metadata(self._ask("GET", f"{self._address.rest_path}/metadata", timeout_s))
 
     def _parse_metadata(self, answer: bytes) -> Metadata:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import platform
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -73,10 +75,14 @@ def export_model(
 def _convert(exporter: Exporter, source: Source, staged: Path) -> None:
     try:
         exporter.convert(source, staged)
+        if not (staged / exporter.path).exists():
+            raise ExportError(f"{source.name}: the conversion to {exporter.key} wrote no {exporter.path}")
     except (ServableError, OSError):
         raise
     except Exception as error:  # converters raise every kind
         text = str(error).strip()
+        if os.strerror(errno.ENOSPC) in text:  # TensorFlow and the converters have errors of their own for it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         reason = text.splitlines()[0] if text else type(error).__name__
         raise ExportError(f"{source.name}: the conversion to {exporter.key} failed: {reason}") from error
 

@@ -46,7 +46,7 @@ def _serve_bytes(tf: Any, source: Source) -> Any:
     luma = tf.constant(LUMA, tf.float32)[:, tf.newaxis]
 
     def prepare(encoded: Any) -> Any:
-        # decode_jpeg also reads PNG, BMP and still GIF, and it alone lets us choose the accurate DCT.
+        # decode_jpeg also reads PNG, and it alone lets us choose the accurate DCT.
         pixels = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
         pixels = tf.image.resize(tf.cast(pixels, tf.float32), (how.height, how.width), antialias=True)
         if how.channels == 1:

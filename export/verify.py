@@ -124,7 +124,7 @@ def verify(label: str, run: Run, case: Case, tolerance: Tolerance, source: Sourc
     answers = _run_all(label, run, case.inputs, case)
     alone = _run_all(label, run, {name: array[:1] for name, array in case.inputs.items()}, case)
     differences = [_difference(label, name, answers[name], expected) for name, expected in case.expected.items()]
-    worst = int(np.argmax(np.maximum.reduce([d.max(axis=1, initial=0.0) for d in differences])))
+    worst = int(np.argmax(np.stack([d.max(axis=1, initial=0.0) for d in differences]).max(axis=0)))
     differences += [_difference(label, name, alone[name], expected[:1]) for name, expected in case.expected.items()]
     flat = np.concatenate([d.ravel() for d in differences])
     name = next(name for name, expected in case.expected.items() if expected.dtype.kind != "O")

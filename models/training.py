@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +18,7 @@ import keras
 import numpy as np
 
 from .. import metrics
-from ..errors import ArtifactError, ServableError
+from ..errors import ArtifactError, FailedPreconditionError, ResourceExhaustedError
 from .catalogue import ModelCard
 from .data import Dataset
 
@@ -132,7 +134,8 @@ def save(card: ModelCard, model: Any, record: dict[str, Any], folder: Path) -> P
     except OSError as error:
         for leftover in (partial, partial.with_suffix(".json")):
             leftover.unlink(missing_ok=True)
-        raise ServableError(f"the trained weights could not be written to {folder}: {error}") from error
+        kind = ResourceExhaustedError if error.errno in (errno.ENOSPC, errno.EDQUOT) else FailedPreconditionError
+        raise kind(f"the trained weights could not be written to {folder}: {error.strerror or error}") from error
     return weights
 
 
@@ -148,6 +151,6 @@ def load(card: ModelCard, weights: Path | None = None) -> Any:
     try:
         model.load_weights(path)
     except Exception as error:  # h5py and Keras raise many kinds for a damaged or foreign file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = textwrap.shorten(str(error), 240, placeholder=" …") or type(error).__name__
         raise ArtifactError(f"{path} does not hold weights of {card.name!r}: {reason}") from error
     return model

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+
 from servable.cli.course import source
 from servable.export import export_model
 from servable.models import card
@@ -42,6 +43,9 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
+
+# Some tests import it by themselves; it would keep an identifier under the home folder.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # The same examples in every run: a test that fails in CI fails for everybody.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

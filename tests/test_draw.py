@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
+
 from servable.draw import Bars, Table, bar_charts, page
 
 HOSTILE = """<script>alert("x")</script> & 'quoted' """

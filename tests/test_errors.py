@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import grpc
 import pytest
+
 from servable import errors
 from servable.errors import Code, ServableError
 

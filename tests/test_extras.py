@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 import servable
 from servable import extras
 from servable.errors import MissingExtraError

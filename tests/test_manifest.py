@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from servable.errors import StoreError
 from servable.manifest import FILE_NAME, Manifest, measure_artifact, parse
 from servable.store import Store

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+
 from servable.errors import ImageError
 from servable.manifest import Preprocessing
 from servable.preprocess import LUMA, Picture, decode_image, decode_images, read_image

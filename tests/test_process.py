@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from servable.errors import ProcessError
 from servable.process import Child, describe_exit
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
 from servable.errors import NotFoundError, StoreError
 from servable.manifest import Manifest
 from servable.signature import Signature

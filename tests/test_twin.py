@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
 from servable import runtimes
 from servable.errors import ImageError, InputError, InternalError, NotFoundError
 from servable.manifest import Manifest

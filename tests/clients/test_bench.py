@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from servable.cli.course import labelled_data
 from servable.clients.bench import bench_version, percentile
 from servable.errors import MissingExtraError

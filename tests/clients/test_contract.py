@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+
 from servable.clients import Client, connect
 from servable.errors import InputError, NotFoundError, ServableError, UnavailableError
 from servable.models import card

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent import futures
@@ -13,9 +14,10 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from servable.clients import connect
-from servable.errors import DeadlineExceededError, InternalError, UnknownError
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
+
+from servable.clients import connect
+from servable.errors import DeadlineExceededError, InternalError, UnavailableError, UnknownError
 
 SIGNATURES = get_model_metadata_pb2.SignatureDefMap()
 _signature = SIGNATURES.signature_def["serving_default"]
@@ -173,3 +175,15 @@ def test_rest_server_that_speaks_something_else(rest: tuple[type[Rest], int]) ->
     match = "is it a TensorFlow Serving API"
     with connect(f"http://127.0.0.1:{port}/echo") as client, pytest.raises(UnknownError, match=match):
         client.metadata()
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_a_server_that_never_answers_costs_no_more_than_the_timeout(scheme: str) -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        target = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/cnn"
+        with connect(target) as client, pytest.raises((DeadlineExceededError, UnavailableError)):
+            client.predict([[1.0]], timeout=0.2)
+        with connect(target, timeout=0.2) as client, pytest.raises((DeadlineExceededError, UnavailableError)):
+            client.metadata()

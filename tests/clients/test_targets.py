@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from servable.clients import connect
 from servable.clients.targets import Address, parse_address
 from servable.errors import ArtifactError, TargetError

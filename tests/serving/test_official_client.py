@@ -8,11 +8,6 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from servable import runtimes
-from servable.models import card
-from servable.models.samples import test_samples as labelled_samples
-from servable.serving import Server
-from servable.store import Store
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -20,6 +15,12 @@ from tensorflow_serving.apis import (
     predict_pb2,
     prediction_service_pb2_grpc,
 )
+
+from servable import runtimes
+from servable.models import card
+from servable.models.samples import test_samples as labelled_samples
+from servable.serving import Server
+from servable.store import Store
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from servable.models import card
 from servable.models.samples import test_samples as labelled_samples
 from servable.serving import Server

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+
 from servable.clients import connect
 from servable.errors import AddressInUseError, ArtifactError, InvalidArgumentError, ServableError, StoreError
 from servable.manifest import FILE_NAME, Manifest

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import httpx
 import pytest
+
 from servable import errors
 from servable.clients import connect
 from servable.serving.data_plane import DataPlane, ModelSpec

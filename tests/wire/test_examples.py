@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
+
 from servable.errors import InputError
 from servable.signature import TensorSpec
 from servable.wire import examples, messages

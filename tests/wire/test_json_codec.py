@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
+
 from servable.errors import InvalidArgumentError, ServableError, UnimplementedError
 from servable.signature import Signature, TensorSpec
 from servable.wire import json_text

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import servable.wire
 from google.protobuf import descriptor_pb2, descriptor_pool
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
+
+import servable.wire
 from servable.wire import messages
 
 WIRE = Path(servable.wire.__file__).parent

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from servable.errors import ArtifactError
 from servable.manifest import Manifest
 from servable.signature import CLASSIFY_METHOD, REGRESS_METHOD, Signature, TensorSpec
