@@ -35,9 +35,14 @@ Codes are the canonical gRPC ones, statuses the ones that TensorFlow Serving ans
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Iterable
+from contextlib import suppress
 from enum import IntEnum
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import ClassVar
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 __all__ = [
     "HTTP_STATUS",
@@ -235,11 +240,20 @@ class MissingExtraError(FailedPreconditionError):
     exit_code = 8
 
     def __init__(self, what: str, package: str, extra: str) -> None:
-        super().__init__(
-            f"{what} needs the package {package!r}, which is not installed; run: pip install 'servable[{extra}]'"
-        )
+        super().__init__(f"{what} needs the package {package!r}, which is not installed; run: {_pip_command(extra)}")
         self.package = package
         self.extra = extra
+
+
+def _pip_command(extra: str) -> str:
+    """What installs the extra beside the servable that runs: from the same folder or file, if pip knows it."""
+    with suppress(PackageNotFoundError, ValueError, KeyError):
+        origin = json.loads(distribution("servable").read_text("direct_url.json") or "{}")
+        parts = urlsplit(origin["url"])
+        if parts.scheme == "file":
+            editable = "-e " if origin.get("dir_info", {}).get("editable") else ""
+            return f"pip install {editable}'{url2pathname(parts.path)}[{extra}]'"
+    return f"pip install 'servable[{extra}]'"
 
 
 class StoreError(FailedPreconditionError):

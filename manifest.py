@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from .errors import StoreError
+from .errors import ArtifactError, StoreError
 from .signature import PREDICT_METHOD, Shape, Signature, TensorSpec
 
 FILE_NAME = "servable.json"
@@ -126,6 +126,18 @@ class Manifest:
             if (artifact.format, artifact.quantization) == (format, quantization):
                 return artifact
         return None
+
+    def check_artifact(self, folder: Path, artifact: Artifact) -> None:
+        """Raise `ArtifactError` unless the artifact in ``folder`` is the very one that was measured."""
+        try:
+            sha256, _ = measure_artifact(folder, artifact.path)
+        except OSError as error:
+            raise ArtifactError(f"{folder / artifact.path} cannot be read: {error.strerror}") from error
+        if sha256 != artifact.sha256:
+            raise ArtifactError(
+                f"{folder / artifact.path} is damaged or was changed after its export: its SHA-256 is not the one in "
+                f"{FILE_NAME}, so its evidence says nothing; export the model again"
+            )
 
     def with_version(self, version: int) -> Manifest:
         """The same manifest under another version number."""

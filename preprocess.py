@@ -24,10 +24,11 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture as float32 tensor (height, width, channels), and its size as it was given."""
+    """A decoded picture as float32 tensor (height, width, channels), its size and bytes as they were given."""
 
     tensor: NDArray[np.float32]
     original_size: tuple[int, int]
+    encoded: bytes
 
     @property
     def resized(self) -> bool:
@@ -57,7 +58,7 @@ def decode_image(data: bytes, how: Preprocessing, name: str = "the image") -> Pi
         pixels = np.stack(channels, axis=-1)
     if how.channels == 1:
         pixels = pixels @ np.array(LUMA, dtype=np.float32)[:, np.newaxis]
-    return Picture(pixels * np.float32(how.scale) + np.float32(how.offset), (width, height))
+    return Picture(pixels * np.float32(how.scale) + np.float32(how.offset), (width, height), data)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -59,7 +59,9 @@ class Store:
         folder = self.root / model
         if not model or model.startswith(".") or Path(model).name != model or not folder.is_dir():
             return []  # a name never leads out of the store, nor into its hidden folders
-        return sorted(int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name))
+        return sorted(
+            int(entry.name) for entry in folder.iterdir() if _VERSION.fullmatch(entry.name) and entry.is_dir()
+        )
 
     def path(self, model: str, version: int | None = None) -> Path:
         """Folder of a version, the newest where none is given.

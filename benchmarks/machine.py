@@ -8,7 +8,7 @@ import shlex
 import statistics
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 
@@ -21,7 +21,10 @@ def describe(packages: Sequence[str]) -> str:
             line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
         ]
         cpu = names[0] if names else cpu
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    try:
+        versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    except PackageNotFoundError as error:
+        raise SystemExit(f"error: this benchmark needs {error.name}; run once: make unit") from None
     command = shlex.join(["python", "-m", f"servable.benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
     return (
         f"machine:  {cpu}, {len(os.sched_getaffinity(0))} cores, {platform.system()} {platform.release()}\n"

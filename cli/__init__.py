@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -22,6 +25,7 @@ VERBS = {
     "demo": "Export, serve, predict and bench the course models, and write a report.",
 }
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 class _Verbs(click.Group):
@@ -57,6 +61,7 @@ def cli(ctx: click.Context, debug: bool) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run a command line and return its exit code; errors are one line on stderr."""
     debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
     try:
         result = cli.main(args=list(arguments), prog_name="servable", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -73,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
     except ServableError as error:
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone; there is nobody to tell
@@ -81,11 +86,22 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:  # noqa: BLE001  # a user never sees a bare traceback
         if debug:
             traceback.print_exc()
-        print(f"error: unexpected {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        print(
+            f"error: unexpected {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)",
+            file=sys.stderr,
+        )
         return 1
     return result if isinstance(result, int) else 0
 
 
 def main() -> None:
     """Entry point of the console script."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  # lives as long as we do
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of few characters shows a question mark
+    # As an exception, so that servers are stopped and temporary folders removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     sys.exit(run(sys.argv[1:]))

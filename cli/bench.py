@@ -47,6 +47,7 @@ def command(target: Path, duration: float, as_json: bool) -> None:
 
 
 def _newest(target: Path) -> Path:
+    target = target.resolve()
     store = Store(target.parent)
     if store.versions(target.name) or (not target.exists() and target.parent.is_dir() and store.models()):
         return store.path(target.name)

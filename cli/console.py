@@ -6,7 +6,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from rich.console import Console
@@ -78,7 +78,8 @@ def progress(console: Console, title: str) -> Iterator[Step]:
         def plain(text: str, done: int, total: int) -> None:
             nonlocal last
             if text != last:
-                console.print(f"{title}: {text}", soft_wrap=True)
+                with suppress(BrokenPipeError):  # nobody reads the progress; the work goes on
+                    console.print(f"{title}: {text}", soft_wrap=True)
                 last = text
 
         yield plain
@@ -91,6 +92,7 @@ def progress(console: Console, title: str) -> Iterator[Step]:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=console) as bar:
+    # Redirected, what quiet() holds back would be printed above the bar.
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task("", total=None, title=title)
         yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)

@@ -20,7 +20,7 @@ from rich.console import Console
 from .. import draw
 from ..clients import Client, connect
 from ..clients.bench import BenchResult
-from ..errors import ParityError, ServableError, UnavailableError
+from ..errors import DataError, ParityError, ServableError, UnavailableError
 from ..extras import require
 from ..manifest import Manifest
 from ..models import CATALOGUE, ModelCard, samples
@@ -81,6 +81,10 @@ def command(output: Path, duration: float) -> None:
     """
     for module in ("tensorflow", "matplotlib", "uvicorn"):
         require(module, "the demo", "all")
+    try:
+        output.mkdir(parents=True, exist_ok=True)  # now, and not after all the work
+    except OSError as error:
+        raise DataError(f"--output {output} cannot be made: {error.strerror}") from error
     started = time.monotonic()
     out = stdout()
     with tempfile.TemporaryDirectory(prefix="servable-demo-") as folder:
@@ -92,7 +96,6 @@ def command(output: Path, duration: float) -> None:
             outcome.bench, _ = run_bench(version, outcome.manifest, duration)
     for outcome in outcomes:
         _print(out, outcome)
-    output.mkdir(parents=True, exist_ok=True)
     png = draw.bar_charts("servable demo: the same model in every format", [_charts(outcome) for outcome in outcomes])
     (output / "report.png").write_bytes(png)
     (output / "report.html").write_text(_page(outcomes, png), encoding="utf-8")

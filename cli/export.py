@@ -34,7 +34,7 @@ def command(names: tuple[str, ...], store: Path, weights: Path | None, formats: 
         raise InvalidArgumentError("--weights goes with one model; export the others by themselves")
     target = Store(store)
     target.check()
-    chosen = tuple(part.strip() for part in formats.split(",")) if formats else ()
+    chosen = tuple(part.strip() for part in formats.split(",")) if formats is not None else ()
     for exporter in choose(chosen):
         for module in exporter.requires:
             require(module, f"exporting to {exporter.format}", "export")

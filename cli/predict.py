@@ -122,7 +122,7 @@ def predict_picture(client: Client, path: Path, how: Preprocessing) -> Answer:
         note = f"{path} is {width}×{height}; resized to {how.width}×{how.height}"
     signatures = client.metadata().signatures
     if client.preprocessing is None and "serve_bytes" in signatures:
-        inputs: Any = [path.read_bytes()]
+        inputs: Any = [picture.encoded]
         signature = "serve_bytes"
     else:
         spec = _single_input(client)
@@ -168,7 +168,10 @@ def describe(answer: Answer, labels: tuple[str, ...], top_k: int) -> list[str]:
     best = scores.argsort()[::-1][:top_k]
     width = max(len(names[i]) for i in best)
     lines = [f"{head}{names[best[0]]}{tail}"]
+    probabilities = bool(((scores >= 0) & (scores <= 1)).all())  # not logits, not NaN
     for i in best:
-        bar = "█" * round(float(scores[i]) * BAR_WIDTH)
-        lines.append(f"    {names[i]:<{width}}  {scores[i]:7.2%}  {bar}")
+        value = (
+            f"{scores[i]:7.2%}  {'█' * round(float(scores[i]) * BAR_WIDTH)}" if probabilities else f"{scores[i]:.6g}"
+        )
+        lines.append(f"    {names[i]:<{width}}  {value}")
     return lines

@@ -76,8 +76,9 @@ def _announce(
     out.print(f"serving {store}", soft_wrap=True)
     for line in lines:
         out.print(line, soft_wrap=True)
+    shown = f"[{host}]" if ":" in host else host
     if grpc_port:
-        out.print(f"gRPC at {host}:{grpc_port}", soft_wrap=True)
+        out.print(f"gRPC at {shown}:{grpc_port}", soft_wrap=True)
     if rest_port:
-        out.print(f"REST at http://{host}:{rest_port}/v1/models/MODEL", soft_wrap=True)
+        out.print(f"REST at http://{shown}:{rest_port}/v1/models/MODEL", soft_wrap=True)
     out.file.flush()

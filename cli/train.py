@@ -21,7 +21,7 @@ from .console import progress, quiet, stdout
 @click.option("--epochs", type=click.IntRange(1), help="Passes over the training data.")
 @click.option("--batch-size", type=click.IntRange(1), help="Samples a step.")
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), help="Of Adam, at the first step.")
-@click.option("--seed", type=click.IntRange(0), help="Of initialisation, shuffling and dropout.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of initialisation, shuffling and dropout.")
 @click.option(
     "--output",
     type=click.Path(path_type=Path),

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import InputError, NotFoundError, nearest
+from ..errors import InputError, InvalidArgumentError, NotFoundError, UnavailableError, nearest
 from ..manifest import Preprocessing
 from ..signature import DEFAULT_SIGNATURE, Signature, TensorSpec
 from ..wire import examples
@@ -20,6 +20,7 @@ from ..wire.tensors import BY_NAME, as_bytes
 
 Arrays = Mapping[str, NDArray[Any]]
 DEFAULT_TIMEOUT_S = 30.0
+MAX_TIMEOUT_S = 86400.0
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Client(ABC):
         self.target = target
         self.timeout_s = timeout_s
         self._known: Metadata | None = None
+        self._closed = False
 
     def predict(
         self,
@@ -63,7 +65,7 @@ class Client(ABC):
         signature, `UnavailableError` if the server cannot be reached, `DeadlineExceededError` on
         timeout, and the error that stands for whatever other status the server answers.
         """
-        limit_s = self.timeout_s if timeout is None else timeout
+        limit_s = self._limit(timeout)
         spec = self.signature(signature, timeout=limit_s)
         arrays = prepare_inputs(inputs, spec, allow_nan=allow_nan)
         for name in outputs or ():
@@ -85,13 +87,29 @@ class Client(ABC):
 
         ``timeout`` is in seconds. Raises what `predict` raises.
         """
+        limit_s = self._limit(timeout)
         if self._known is None:
-            self._known = self._ask_metadata(self.timeout_s if timeout is None else timeout)
+            self._known = self._ask_metadata(limit_s)
         return self._known
 
+    def _limit(self, timeout: float | None) -> float:
+        """The time limit of a request in seconds, if this client may make one at all."""
+        if self._closed:
+            raise UnavailableError(f"the client of {self.target} is closed")
+        limit_s = self.timeout_s if timeout is None else timeout
+        if not 0 < limit_s <= MAX_TIMEOUT_S:
+            raise InvalidArgumentError(f"the timeout is {limit_s} s; give more than 0 and at most {MAX_TIMEOUT_S:g} s")
+        return limit_s
+
     @abstractmethod
+    def _close(self) -> None:
+        """Free the connection or the model."""
+
     def close(self) -> None:
-        """Free the connection or the model; calling it twice is harmless."""
+        """Free the connection or the model; calling it twice is harmless, calling the model is an error."""
+        if not self._closed:
+            self._closed = True
+            self._close()
 
     def signature(self, name: str | None = None, *, timeout: float | None = None) -> Signature:
         """One signature, ``serving_default`` where none is named.
@@ -160,6 +178,8 @@ def _prepare(value: Any, spec: TensorSpec, allow_nan: bool) -> NDArray[Any]:
     array = _strings(value, spec) if spec.dtype == "string" else _numbers(value, spec)
     if not spec.accepts_shape(array.shape):
         raise InputError(f"input {spec} was given the shape {array.shape}{_batch_hint(array.shape, spec)}")
+    if array.ndim and not len(array):
+        raise InputError(f"input {spec} was given an empty batch; give at least one row")
     if not allow_nan and array.dtype.kind == "f" and np.isnan(array).any():
         first = [int(axis[0]) for axis in np.nonzero(np.isnan(array))]
         raise InputError(
@@ -193,7 +213,11 @@ def _numbers(value: Any, spec: TensorSpec) -> NDArray[Any]:
         lossy = bool(int(array.min()) < limits.min or int(array.max()) > limits.max)
     if lossy:
         raise InputError(f"input {spec} was given {array.dtype.name} values, which do not fit without loss")
-    return array.astype(want)
+    with np.errstate(over="ignore"):
+        cast = array.astype(want)
+    if want.kind == "f" and np.isinf(cast).any() and (np.isinf(cast) != np.isinf(array)).any():
+        raise InputError(f"input {spec} was given numbers that are too large for {spec.dtype}")
+    return cast
 
 
 def _strings(value: Any, spec: TensorSpec) -> NDArray[Any]:

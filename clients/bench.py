@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import metrics, runtimes
-from ..errors import MissingExtraError
+from ..errors import InvalidArgumentError, MissingExtraError
 from ..manifest import Artifact, Manifest
 from ..runtimes import Runtime
 from ..signature import DEFAULT_SIGNATURE
@@ -74,8 +75,11 @@ def bench_version(
     Artifacts whose engine is not installed go to ``skipped``. Without labelled data the input is one
     row of zeros and no metric is given.
     """
+    if not 0 < duration_s < math.inf:
+        raise InvalidArgumentError(f"the duration is {duration_s} s; give a positive number of seconds")
     for artifact in manifest.artifacts:
         try:
+            manifest.check_artifact(folder, artifact)
             yield _bench_artifact(folder / artifact.path, artifact, manifest, data, duration_s)
         except MissingExtraError as error:
             skipped(artifact, error)

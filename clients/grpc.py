@@ -82,6 +82,5 @@ class GrpcClient(Client):
             return UnavailableError(f"{self.target} cannot be reached: {details}; is the server running?")
         return error_for_code(code.value[0], f"{self.target}: {details}")
 
-    def close(self) -> None:
-        """Close the channel."""
+    def _close(self) -> None:
         self._channel.close()

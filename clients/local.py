@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import extras, runtimes
 from ..errors import ArtifactError, MissingExtraError, TargetError
-from ..manifest import FILE_NAME, Manifest, Preprocessing
+from ..manifest import FILE_NAME, Artifact, Manifest, Preprocessing
 from ..runtimes import Runtime
 from ..signature import Signature
 from ..store import Store
@@ -34,6 +34,7 @@ class LocalClient(Client):
         Raises `TargetError` if the path is none of these, `NotFoundError` if it is a store's model that
         does not exist, `ArtifactError` if it cannot be loaded.
         """
+        path = path.resolve()
         if not path.exists():
             if path.parent.is_dir() and Store(path.parent).models():
                 Store(path.parent).path(path.name)  # raises, and suggests the nearest model
@@ -42,9 +43,13 @@ class LocalClient(Client):
             )
         if path.is_dir() and not (path / FILE_NAME).exists() and not (path / "saved_model.pb").exists():
             path = _newest_version(path)
-        manifest = _manifest_beside(path)
-        if path.is_dir() and manifest:
-            path = _choose(path, manifest)
+        folder = path if path.is_dir() else path.parent
+        manifest = Manifest.read(folder) if (folder / FILE_NAME).is_file() else None
+        if manifest:
+            artifact = _choose(folder, manifest) if path.is_dir() else _described(path, manifest)
+            if artifact:
+                manifest.check_artifact(folder, artifact)
+                path = folder / artifact.path
         return cls(str(path), runtimes.load(path, threads=threads), manifest)
 
     def _run(self, signature: Signature, inputs: Arrays, outputs: Sequence[str], timeout_s: float) -> Arrays:
@@ -66,8 +71,7 @@ class LocalClient(Client):
         """The manifest's preprocessing."""
         return self._manifest.preprocessing if self._manifest else None
 
-    def close(self) -> None:
-        """Free the model."""
+    def _close(self) -> None:
         self._runtime.close()
 
 
@@ -84,12 +88,12 @@ def _newest_version(folder: Path) -> Path:
     raise TargetError(f"target {str(folder)!r} is neither a version folder nor a model with versions{hint}")
 
 
-def _manifest_beside(path: Path) -> Manifest | None:
-    folder = path if path.is_dir() else path.parent
-    return Manifest.read(folder) if (folder / FILE_NAME).is_file() else None
+def _described(file: Path, manifest: Manifest) -> Artifact | None:
+    """The manifest's entry for a file beside it; None for a file that it does not list."""
+    return next((artifact for artifact in manifest.artifacts if artifact.path == file.name), None)
 
 
-def _choose(folder: Path, manifest: Manifest) -> Path:
+def _choose(folder: Path, manifest: Manifest) -> Artifact:
     missing: MissingExtraError | None = None
     for kind, module in _PREFERRED:
         artifact = manifest.artifact(kind)
@@ -100,7 +104,7 @@ def _choose(folder: Path, manifest: Manifest) -> Path:
         except MissingExtraError as error:
             missing = missing or error
             continue
-        return folder / artifact.path
+        return artifact
     if missing:
         raise missing
     raise ArtifactError(f"{folder} holds no artifact that can be run; its manifest lists none")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,12 @@ class RestClient(Client):
         super().__init__(target, timeout_s)
         self._address = address
         # trust_env would send requests for localhost through a proxy that the environment names.
-        self._http = httpx.Client(base_url=f"{address.scheme}://{address.authority}", trust_env=False)
+        # A bounded pool closes connections under other threads when there are more of them than it keeps.
+        self._http = httpx.Client(
+            base_url=f"{address.scheme}://{address.authority}",
+            trust_env=False,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
+        )
 
     def _run(self, signature: Signature, inputs: Arrays, outputs: Sequence[str], timeout_s: float) -> Arrays:
         body = json_codec.format_predict_request(inputs, signature.name)
@@ -57,15 +63,21 @@ class RestClient(Client):
 
     def _ask(self, method: str, path: str, timeout_s: float, body: bytes | None = None) -> bytes:
         headers = {"Content-Type": "application/json"} if body is not None else {}
+        end = time.monotonic() + timeout_s
+        answer = bytearray()
         try:
-            response = self._http.request(method, path, content=body, headers=headers, timeout=timeout_s)
+            with self._http.stream(method, path, content=body, headers=headers, timeout=timeout_s) as response:
+                for part in response.iter_bytes():
+                    answer += part
+                    if time.monotonic() > end:  # httpx limits each wait, not their sum
+                        raise httpx.ReadTimeout("the answer came too slowly")
         except httpx.TimeoutException as error:
             raise DeadlineExceededError(f"{self.target}: no answer within {timeout_s:g} s") from error
         except httpx.TransportError as error:
             raise UnavailableError(f"{self.target} cannot be reached: {error}; is the server running?") from error
         if response.status_code != 200:
-            raise self._error(response.status_code, response.content)
-        return response.content
+            raise self._error(response.status_code, bytes(answer))
+        return bytes(answer)
 
     def _error(self, status: int, content: bytes) -> ServableError:
         message: Any = None
@@ -75,6 +87,5 @@ class RestClient(Client):
             message = f"HTTP status {status}"
         return error_for_http_status(status, f"{self.target}: {message}")
 
-    def close(self) -> None:
-        """Close the connection pool."""
+    def _close(self) -> None:
         self._http.close()

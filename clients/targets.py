@@ -51,26 +51,34 @@ def parse_address(target: str) -> Address | None:
     """
     if "://" not in target:
         return None
-    parts = urlsplit(target)
+    try:
+        parts = urlsplit(target)
+    except ValueError as error:
+        raise TargetError(f"target {target!r}: {error}") from None
     if parts.scheme not in _DEFAULT_PORT:
         raise TargetError(
             f"target {target!r}: unknown scheme {parts.scheme!r}; use grpc://, http://, https:// or a path"
         )
     try:
-        port = parts.port or _DEFAULT_PORT[parts.scheme]
+        port = _DEFAULT_PORT[parts.scheme] if parts.port is None else parts.port
     except ValueError:
-        raise TargetError(f"target {target!r}: the port is not a number from 1 to 65535") from None
+        port = 0
+    if not port:
+        raise TargetError(f"target {target!r}: the port is not a number from 1 to 65535")
     match = _PATH.fullmatch(parts.path)
     if not parts.hostname or not match or parts.query or parts.fragment:
         raise TargetError(
             f"target {target!r} should read {parts.scheme}://HOST:PORT/MODEL, "
             "with /versions/N or /labels/LABEL behind it if wanted"
         )
+    version = int(match["version"][:20]) if match["version"] else None
+    if version is not None and version >= 2**63:
+        raise TargetError(f"target {target!r}: the version does not fit into a 64-bit integer")
     return Address(
         scheme=parts.scheme,
         host=parts.hostname,
         port=port,
         model=unquote(match["model"]),
-        version=int(match["version"]) if match["version"] else None,
+        version=version,
         label=unquote(match["label"]) if match["label"] else None,
     )

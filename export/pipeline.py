@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .. import extras, runtimes
-from ..errors import ExportError, ParityError, ServableError
+from ..errors import ExportError, ParityError, ServableError, StoreError
 from ..manifest import Artifact, Manifest, measure_artifact
 from ..signature import DEFAULT_SIGNATURE
 from ..store import Store
@@ -41,6 +41,10 @@ def export_model(
     for exporter in exporters:
         for module in exporter.requires:
             extras.load(module, f"exporting to {exporter.format}")
+    if set("[]") & set(str(store.root.resolve())):
+        raise StoreError(
+            f"TensorFlow cannot read a path with '[' or ']': {store.root.resolve()}; choose another --store"
+        )
     steps = 2 * len(exporters) + 1
     done = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import platform
 import textwrap
@@ -18,7 +19,7 @@ import keras
 import numpy as np
 
 from .. import metrics
-from ..errors import ArtifactError, FailedPreconditionError, ResourceExhaustedError
+from ..errors import ArtifactError, FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
 from .catalogue import ModelCard
 from .data import Dataset
 
@@ -71,6 +72,8 @@ def train(
     A twelfth of the training split, drawn by the seed, is held out: the record shows its metrics
     for every epoch. The test split is used once, at the end.
     """
+    if not math.isfinite(options.learning_rate):
+        raise InvalidArgumentError(f"the learning rate is {options.learning_rate}; give a finite number")
     started = time.monotonic()
     keras.utils.set_random_seed(options.seed)
     model = card.build()
@@ -95,6 +98,10 @@ def train(
         verbose=0,
     ).history
     outputs = model.predict(dataset.test.inputs, batch_size=256, verbose=0)
+    if not np.isfinite(outputs).all():
+        raise InvalidArgumentError(
+            f"the training diverged: the model answers NaN; lower the learning rate, {options.learning_rate:g}"
+        )
     record = {
         "model": card.name,
         "parameters": model.count_params(),
@@ -126,7 +133,7 @@ def save(card: ModelCard, model: Any, record: dict[str, Any], folder: Path) -> P
         plain.set_weights(model.get_weights())
         plain.save_weights(partial)
         digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-        text = json.dumps({**record, "weights_sha256": digest}, indent=2) + "\n"
+        text = json.dumps({**record, "weights_sha256": digest}, indent=2, allow_nan=False) + "\n"
         partial_record = partial.with_suffix(".json")
         partial_record.write_text(text, encoding="utf-8")
         partial.replace(weights)

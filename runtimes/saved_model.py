@@ -51,6 +51,8 @@ class SavedModelRuntime(Runtime):
     @classmethod
     def load(cls, path: Path, *, threads: int = 0) -> Self:
         tf = extras.load("tensorflow", "running a SavedModel")
+        if set("[]") & set(str(path)):
+            raise ArtifactError(f"TensorFlow cannot read a path with '[' or ']': {path}; rename the folder")
         v1 = tf.compat.v1
         config = v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads)
         session = v1.Session(graph=tf.Graph(), config=config)
@@ -73,6 +75,7 @@ class SavedModelRuntime(Runtime):
             for name, array in inputs.items():
                 if len(spec.inputs[name].shape or array.shape) != array.ndim:
                     raise InputError(f"input {name!r} has shape {array.shape}; expected {spec.inputs[name]}")
+        wanted.sort()  # one callable for each set of outputs, whatever their order
         call = self._callable(spec, tuple(wanted))
         try:
             results = call(*(inputs[name] for name in spec.inputs))

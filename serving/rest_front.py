@@ -34,6 +34,8 @@ _GET = re.compile(
 )
 _METHODS = {"GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}
 _BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
+# Longer than clients keep an idle connection, so that the server does not close one that is being used.
+KEEP_ALIVE_S = 75
 _MAX_UNZIPPED = 100 * 2**20
 _NOT_FOUND_PAGE = (
     b"<html><head><title>404 Not Found</title></head><body><h1>Not Found</h1>"
@@ -55,11 +57,17 @@ class RestApp:
         target = scope["raw_path"].decode("latin-1")
         if scope["query_string"]:
             target += "?" + scope["query_string"].decode("latin-1")
-        body = await _read_body(receive)
+        try:
+            body = await _read_body(receive)
+        except asyncio.CancelledError:
+            return  # the server stops while the client is still sending
         if body is None:
             return
         if not target.lower().startswith("/v1/"):
             await _reply(send, 404, b"text/html", _NOT_FOUND_PAGE)
+            return
+        if scope["method"] == "OPTIONS":
+            await _reply(send, 200 if _has_origin(scope) else 400, b"text/html; charset=ISO-8859-1", b"")
             return
         loop = asyncio.get_running_loop()
         status, answer = await loop.run_in_executor(self._pool, self._handle, scope, target, body)
@@ -104,9 +112,10 @@ class RestApp:
 
 
 def _spec(match: re.Match[str]) -> ModelSpec:
-    version = int(match[2]) if match[2] else None
+    digits = (match[2] or "").lstrip("0")
+    version = int(digits[:20] or "0") if match[2] else None
     if version is not None and version >= 2**63:
-        raise InvalidArgumentError(f"Version {match[2]} does not fit into a 64-bit integer")
+        raise InvalidArgumentError(f"Version {match[2][:40]} does not fit into a 64-bit integer")
     label = unquote(match[3]) if match[3] else None
     return ModelSpec(unquote(match[1]), version, label)
 
@@ -122,6 +131,11 @@ def _decoded(scope: Scope, body: bytes) -> bytes:
     except (zlib.error, gzip.BadGzipFile):
         return b""
     return plain if unzip.eof and not unzip.unused_data else b""
+
+
+def _has_origin(scope: Scope) -> bool:
+    origins = [value for name, value in scope["headers"] if name == b"origin"]
+    return any(b"http://" in value or b"https://" in value for value in origins)
 
 
 async def _read_body(receive: Receive) -> bytes | None:
@@ -153,6 +167,7 @@ class RestFront:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((host, port))
+            self._socket.listen(2048)  # now, for only this tells that another server is starting on the port
         except OSError as error:
             self._socket.close()
             raise AddressInUseError(
@@ -161,14 +176,18 @@ class RestFront:
         self.port: int = self._socket.getsockname()[1]
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
         config = uvicorn.Config(
-            RestApp(plane, self._pool), lifespan="off", log_level="warning", access_log=False, server_header=False
+            RestApp(plane, self._pool),
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="rest", daemon=True)
 
     def start(self) -> None:
         """Begin to answer; connections made before wait in the socket's queue."""
-        self._socket.listen(2048)
         self._thread.start()
 
     def stop(self, grace_s: float) -> None:

@@ -126,6 +126,7 @@ def _load_twin(folder: Path) -> tuple[Twin | None, set[str], str]:
         extras.load("onnxruntime", "answering from the ONNX twin")
     except MissingExtraError as error:
         return None, set(), str(error)
+    manifest.check_artifact(folder, artifact)
     twin = Twin(manifest, runtimes.load(folder / artifact.path, threads=1))
     proven = {name for name in twin.signatures() if artifact.proves(name)}
     return twin, proven, "no evidence for the ONNX twin"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -41,6 +42,10 @@ class Server:
         """Raises `AddressInUseError`, `StoreError` or `MissingExtraError`."""
         if options.port is None and options.rest_api_port is None:
             raise InvalidArgumentError("neither a gRPC port nor a REST port is given: there is nothing to serve")
+        try:
+            socket.getaddrinfo(options.host, None)
+        except OSError as error:
+            raise InvalidArgumentError(f"cannot listen on {options.host!r}: {error.strerror or error}") from error
         self._manager = Manager()
         plane = DataPlane(self._manager)
         self._fronts: list[GrpcFront | RestFront] = []
@@ -62,8 +67,12 @@ class Server:
 
     def start(self) -> Self:
         """Open both fronts."""
-        for front in self._fronts:
-            front.start()
+        try:
+            for front in self._fronts:
+                front.start()
+        except BaseException:
+            self.stop(grace_s=0.0)
+            raise
         return self
 
     def stop(self, grace_s: float = 5.0) -> None:

@@ -16,6 +16,8 @@ import orjson
 from ..errors import InvalidArgumentError
 
 _DEBUG_LIMIT = 256
+# Digits; no dtype holds so many, and Python refuses to convert much longer ones.
+_LONG_INTEGER = 400
 
 
 def parse(body: bytes, *, first_wins: bool = False) -> Any:
@@ -65,7 +67,8 @@ _HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 _LONE_SURROGATE = re.compile(rf"(?<!\\)(?:\\\\)*(?:{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW})")
 
 # Inf outside strings, which the original takes for Infinity.
-_STRING = r'"(?:[^"\\]|\\.)*"'
+# (an unterminated one runs to the end: to look for its beginning again at every quote would take for ever)
+_STRING = r'"(?:[^"\\]|\\.)*(?:"|\Z)'
 _BARE_INF = re.compile(rf"({_STRING})|\bInf\b", re.DOTALL)
 
 
@@ -76,7 +79,11 @@ def _double(text: str) -> float:
     return value
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_first_wins, parse_float=_double)
+def _integer(text: str) -> int | float:
+    return int(text) if len(text) < _LONG_INTEGER else _double(text)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_first_wins, parse_float=_double, parse_int=_integer)
 
 
 def _in_array(text: str) -> bool:

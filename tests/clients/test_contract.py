@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from servable.clients import Client, connect
-from servable.errors import InputError, NotFoundError, ServableError, UnavailableError
+from servable.errors import InputError, InvalidArgumentError, NotFoundError, ServableError, UnavailableError
 from servable.models import card
 from servable.models.samples import sample_pictures
 from servable.models.samples import test_samples as labelled_samples
@@ -110,6 +111,8 @@ def test_named_outputs(open_client: Open, path: str) -> None:
         (np.full((1, 28, 28, 1), np.nan), r"'image' holds NaN, first at \[0, 0, 0, 0\]"),
         ({"picture": np.zeros((1, 28, 28, 1))}, "takes the inputs image; given: picture"),
         ({}, "takes the inputs image; given: none"),
+        (np.zeros((0, 28, 28, 1)), "was given an empty batch; give at least one row"),
+        (np.full((1, 28, 28, 1), 1e39), "was given numbers that are too large for float32"),
     ],
 )
 def test_bad_inputs_are_told_before_anything_travels(open_client: Open, inputs: object, text: str) -> None:
@@ -131,6 +134,29 @@ def test_closing_twice_is_harmless(open_client: Open) -> None:
     client = open_client("celsius")
     client.close()
     client.close()
+
+
+def test_a_closed_client_says_so(open_client: Open) -> None:
+    client = open_client("celsius")
+    client.predict([[1.0]])
+    client.close()
+    for call in (client.metadata, lambda: client.predict([[1.0]])):
+        with pytest.raises(UnavailableError, match="is closed"):
+            call()
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e12])
+def test_a_timeout_that_is_none(open_client: Open, timeout: float) -> None:
+    with open_client("celsius") as client, pytest.raises(InvalidArgumentError, match="the timeout is"):
+        client.predict([[1.0]], timeout=timeout)
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_more_threads_than_a_pool_keeps(server: Server, scheme: str) -> None:
+    port = server.grpc_port if scheme == "grpc" else server.rest_port
+    with connect(f"{scheme}://127.0.0.1:{port}/celsius") as client, ThreadPoolExecutor(120) as pool:
+        values = list(pool.map(lambda i: float(client.predict([[i]]).item()), range(600)))
+    assert values == pytest.approx([1.8 * i + 32 for i in range(600)], abs=0.1)
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "http"])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from servable.clients import connect
 from servable.clients.targets import Address, parse_address
-from servable.errors import ArtifactError, TargetError
+from servable.errors import ArtifactError, NotFoundError, TargetError
 from servable.store import Store
 
 
@@ -50,6 +51,9 @@ def test_paths_are_no_addresses(path: str) -> None:
         ("grpc:///cnn", "should read"),
         ("grpc://h:99999/cnn", "the port is not a number from 1 to 65535"),
         ("grpc://h:x/cnn", "the port is not a number"),
+        ("grpc://h:0/cnn", "the port is not a number"),
+        ("http://[::1/cnn", "Invalid IPv6 URL"),
+        ("grpc://h:1/cnn/versions/99999999999999999999", "the version does not fit"),
         ("http://h/cnn/versions/new", "should read"),
         ("http://h/cnn?x=1", "should read"),
         ("nowhere/to/be/found", "there is no such file or folder"),
@@ -71,3 +75,17 @@ def test_an_empty_folder_and_a_foreign_file(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ArtifactError, match=r"notes.txt is not a model"):
         connect(tmp_path / "notes.txt")
+
+
+def test_a_model_that_the_store_does_not_have(store: Store) -> None:
+    with pytest.raises(NotFoundError, match="did you mean 'cnn'"):
+        connect(store.root / "cmn")
+
+
+def test_a_file_that_is_not_the_one_that_was_measured(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "celsius" / "1"
+    shutil.copytree(store.path("celsius"), folder)
+    for name, target in (("model.tflite", folder / "model.tflite"), ("model.onnx", folder)):
+        shutil.copyfile(store.path("mlp") / name, folder / name)
+        with pytest.raises(ArtifactError, match=f"{name} is damaged or was changed after its export"):
+            connect(target)

@@ -206,3 +206,19 @@ def test_a_deeply_nested_body_is_refused(server: Server, tmp_path: Path) -> None
 def test_an_error_text_with_strange_characters_is_valid_json(server: Server) -> None:
     status, _, body = curl(server, "/v1/models/a%22b%0Ac%C3%A9")
     assert (status, body["error"]) == (404, 'Could not find any versions of model a"b\ncé')
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"), [("http://a.example", 200), ("https://b.example", 200), ("nowhere", 400)]
+)
+def test_options_look_at_the_origin_alone(server: Server, origin: str, status: int) -> None:
+    found, _, body = curl(server, "/v1/any/thing", "-X", "OPTIONS", "-H", f"Origin: {origin}")
+    assert (found, body) == (status, "")
+
+
+def test_numbers_of_thousands_of_digits(server: Server) -> None:
+    digits = "1" * 5000
+    status, _, body = curl(server, f"/v1/models/cnn/versions/{digits}")
+    assert (status, "64-bit" in body["error"]) == (400, True)
+    status, _, body = curl(server, "/v1/models/celsius:predict", body=f'{{"instances": [[{digits}]]}}'.encode())
+    assert (status, "too big" in body["error"]) == (400, True)

@@ -180,3 +180,24 @@ def answers(url: str) -> bool:
         return httpx.get(url, trust_env=False).status_code == 200
     except httpx.TransportError:
         return False
+
+
+def test_a_host_that_is_none(store: Store) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"cannot listen on 'no\.such\.host\.invalid'"):
+        Server(store, replace(ANY, host="no.such.host.invalid"))
+
+
+def test_a_twin_that_was_exchanged_is_not_believed(copy: Store, store: Store) -> None:
+    shutil.copyfile(store.path("mlp") / "model.onnx", copy.path("celsius") / "model.onnx")
+    with pytest.raises(StoreError, match=r"model\.onnx is damaged or was changed after its export"):
+        Server(copy, ANY)
+
+
+def test_two_servers_that_start_together_do_not_share_a_port(store: Store) -> None:
+    first = Server(store, ANY)  # bound, and not yet started
+    try:
+        for port in (replace(ANY, rest_api_port=first.rest_port), replace(ANY, port=first.grpc_port)):
+            with pytest.raises(AddressInUseError):
+                Server(store, port)
+    finally:
+        first.start().stop()

@@ -699,3 +699,9 @@ def test_base64_of_a_picture_survives() -> None:
     picture = bytes(range(256)) * 64
     body = json.dumps({"instances": [{"b64": base64.b64encode(picture).decode()}]})
     assert arrays(body, signature(x="string"))["x"].tolist() == [picture]
+
+
+def test_an_unterminated_string_of_quotes_costs_no_more_than_its_length() -> None:
+    """Looked for anew at each of a million quotes, its end would take hours; the suite would not finish."""
+    with pytest.raises(InvalidArgumentError, match="Missing a closing quotation mark in string"):
+        json_text.parse(b'{"a": Inf, "b": "' + b'\\"' * 1_000_000)
