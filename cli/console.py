@@ -43,7 +43,8 @@ def quiet() -> Iterator[Console]:
     sys.stdout.flush()
     sys.stderr.flush()
     saved = os.dup(1), os.dup(2)
-    with tempfile.TemporaryFile() as log, os.fdopen(os.dup(2), "w", encoding="utf-8") as real:
+    real = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
+    with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
         failed = False
@@ -61,6 +62,8 @@ def quiet() -> Iterator[Console]:
             os.dup2(saved[1], 2)
             os.close(saved[0])
             os.close(saved[1])
+            with suppress(BrokenPipeError):  # nobody reads the notes; that is no failure
+                real.close()
             if failed:
                 log.seek(0)
                 sys.stderr.write(log.read()[-4000:].decode("utf-8", "replace"))
@@ -79,7 +82,7 @@ def progress(console: Console, title: str) -> Iterator[Step]:
             nonlocal last
             if text != last:
                 with suppress(BrokenPipeError):  # nobody reads the progress; the work goes on
-                    console.print(f"{title}: {text}", soft_wrap=True)
+                    print(f"{title}: {text}", file=console.file, flush=True)  # rich would end the process
                 last = text
 
         yield plain

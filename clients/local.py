@@ -34,7 +34,6 @@ class LocalClient(Client):
         Raises `TargetError` if the path is none of these, `NotFoundError` if it is a store's model that
         does not exist, `ArtifactError` if it cannot be loaded.
         """
-        path = path.resolve()
         if not path.exists():
             if path.parent.is_dir() and Store(path.parent).models():
                 Store(path.parent).path(path.name)  # raises, and suggests the nearest model
@@ -76,9 +75,10 @@ class LocalClient(Client):
 
 
 def _newest_version(folder: Path) -> Path:
-    store = Store(folder.parent)
-    if store.versions(folder.name):
-        return store.path(folder.name)
+    place = folder.resolve()  # for "." has no name
+    store = Store(place.parent)
+    if store.versions(place.name):
+        return store.path(place.name)
     models = Store(folder).models()
     hint = (
         f"; it looks like a store: name one of its models, {', '.join(str(folder / m) for m in models)}"

@@ -185,7 +185,7 @@ def test_the_base_install_helps(base: Path, tmp_path: Path) -> None:
     [
         (("export", "cnn"), "tensorflow", "export"),
         (("train", "cnn"), "tensorflow", "export"),
-        (("demo",), "tensorflow", "export"),
+        (("demo",), "tensorflow", "all"),
         (("serve", "STORE"), "uvicorn", "serve"),
         (("predict", "STORE/cnn/1/model.tflite", TROUSER), "ai-edge-litert", "edge"),
     ],
