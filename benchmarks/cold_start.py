@@ -16,8 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ..clients import connect
-from ..errors import UnavailableError
+from ..clients import is_ready
 from ..models import card
 from ..models.samples import sample_pictures
 from ..process import Child
@@ -68,7 +67,7 @@ def main() -> int:
             ],
         }
         with Child(serve, Path(folder) / "serve.log", "servable serve") as server:
-            server.wait_until(lambda: _answers(target), 60)
+            server.wait_until(lambda: is_ready(target), 60)
             times: dict[str, list[float]] = {name: [] for name in commands}
             for run in range(runs + 1):
                 for name, command in commands.items():
@@ -80,14 +79,6 @@ def main() -> int:
     ratio = statistics.median(times["tensorflow-serving-api"]) / statistics.median(times["servable predict"])
     print(f"servable predict is {ratio:.1f} times as fast; at least {LIMIT:g} is wanted")
     return 0 if ratio >= LIMIT else 1
-
-
-def _answers(target: str) -> bool:
-    try:
-        with connect(target) as client:
-            return bool(client.metadata().signatures)
-    except UnavailableError:
-        return False
 
 
 def _time(command: list[str], label: str) -> float:

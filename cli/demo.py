@@ -18,9 +18,9 @@ import numpy as np
 from rich.console import Console
 
 from .. import draw
-from ..clients import Client, connect
+from ..clients import Client, connect, is_ready
 from ..clients.bench import BenchResult
-from ..errors import DataError, ParityError, ServableError, UnavailableError
+from ..errors import DataError, ParityError, ServableError
 from ..extras import require
 from ..manifest import Manifest
 from ..models import CATALOGUE, ModelCard, samples
@@ -136,7 +136,7 @@ def _predict(store: Store, outcomes: Sequence[Outcome], log: Path) -> None:
     serve = [sys.executable, "-m", "servable", "serve", str(store.root), *ports]
     with quiet() as console, Child(serve, log, "servable serve") as server, progress(console, "predict") as step:
         step("start the server", 0, len(outcomes))
-        server.wait_until(lambda: _answers(f"http://127.0.0.1:{rest_port}/{outcomes[-1].card.name}"), SERVER_START_S)
+        server.wait_until(lambda: is_ready(f"http://127.0.0.1:{rest_port}/{outcomes[-1].card.name}"), SERVER_START_S)
         for done, outcome in enumerate(outcomes):
             name = outcome.card.name
             step(name, done, len(outcomes))
@@ -151,14 +151,6 @@ def _predict(store: Store, outcomes: Sequence[Outcome], log: Path) -> None:
         step("server stopped", len(outcomes), len(outcomes))
         if code != 0:
             raise ServableError(f"servable serve ended with exit code {code}; it should end with 0 on SIGTERM")
-
-
-def _answers(target: str) -> bool:
-    try:
-        with connect(target) as client:
-            return bool(client.metadata().signatures)
-    except UnavailableError:
-        return False
 
 
 def _questions(card: ModelCard) -> list[Callable[[Client], Answer]]:

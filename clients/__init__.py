@@ -1,6 +1,6 @@
 """Clients of a served model and of a model file, behind one interface: gRPC, REST and on-device."""
 
 from .base import Client, Metadata
-from .dispatch import connect
+from .dispatch import connect, is_ready
 
-__all__ = ["Client", "Metadata", "connect"]
+__all__ = ["Client", "Metadata", "connect", "is_ready"]

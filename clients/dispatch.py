@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import UnavailableError
 from .base import DEFAULT_TIMEOUT_S, Client
 from .targets import parse_address
 
@@ -32,3 +33,16 @@ def connect(target: str | Path, *, timeout: float = DEFAULT_TIMEOUT_S, threads: 
     from .rest import RestClient
 
     return RestClient(str(target), address, timeout)
+
+
+def is_ready(target: str) -> bool:
+    """Whether the model at a target answers; False while its server cannot be reached.
+
+    Raises what `Client.metadata` raises for any other reason.
+    """
+    try:
+        with connect(target) as client:
+            client.metadata()
+    except UnavailableError:
+        return False
+    return True

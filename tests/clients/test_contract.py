@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from servable.clients import Client, connect
+from servable.clients import Client, connect, is_ready
 from servable.errors import InputError, InvalidArgumentError, NotFoundError, ServableError, UnavailableError
 from servable.models import card
 from servable.models.samples import sample_pictures
@@ -184,3 +184,12 @@ def test_the_wrong_port_is_one_line(server: Server, scheme: str) -> None:
     with connect(f"{scheme}://127.0.0.1:{crossed}/cnn") as client, pytest.raises(ServableError) as caught:
         client.metadata()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "http"])
+def test_readiness(server: Server, free_port: int, scheme: str) -> None:
+    port = server.grpc_port if scheme == "grpc" else server.rest_port
+    assert is_ready(f"{scheme}://127.0.0.1:{port}/cnn")
+    assert not is_ready(f"{scheme}://127.0.0.1:{free_port}/cnn")
+    with pytest.raises(NotFoundError):
+        is_ready(f"{scheme}://127.0.0.1:{port}/nope")
