@@ -152,7 +152,7 @@ class Store:
         """
         model_folder = self.root / manifest.model
         model_folder.mkdir(parents=True, exist_ok=True)
-        staged.chmod(0o755)  # mkdtemp makes it private; a server may run as another user
+        staged.chmod(0o755)  # private until now; a server may run as another user
         version = (self.versions(manifest.model) or [0])[-1] + 1
         while True:
             manifest = manifest.with_version(version)
