@@ -75,15 +75,16 @@ class SavedModelRuntime(Runtime):
             for name, array in inputs.items():
                 if len(spec.inputs[name].shape or array.shape) != array.ndim:
                     raise InputError(f"input {name!r} has shape {array.shape}; expected {spec.inputs[name]}")
-        wanted.sort()  # one callable for each set of outputs, whatever their order
-        call = self._callable(spec, tuple(wanted))
+        fetched = tuple(sorted(wanted))  # one callable for each set of outputs, whatever their order
+        call = self._callable(spec, fetched)
         try:
             results = call(*(inputs[name] for name in spec.inputs))
         except self._tf.errors.OpError as error:
             raise error_for_code(error.error_code, error.message) from error
         # A scalar string comes back as plain bytes.
         arrays = (np.array(value, object) if isinstance(value, bytes) else value for value in results)
-        return dict(zip(wanted, arrays, strict=True))
+        by_name = dict(zip(fetched, arrays, strict=True))
+        return {name: by_name[name] for name in wanted}
 
     def _callable(self, spec: Signature, wanted: tuple[str, ...]) -> Callable[..., list[NDArray[Any] | bytes]]:
         key = (spec.name, wanted)

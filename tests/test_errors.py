@@ -119,5 +119,5 @@ def test_nearest(name: str, known: list[str], expected: str) -> None:
 
 def test_missing_extra_names_the_command() -> None:
     error = errors.MissingExtraError("the server", "uvicorn", "serve")
-    assert re.search(r"run: pip install (-e )?'\S+\[serve\]'$", str(error))
+    assert re.search(r"run: pip install (-e )?'.+\[serve\]'$", str(error))
     assert (error.package, error.extra) == ("uvicorn", "serve")

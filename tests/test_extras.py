@@ -22,7 +22,7 @@ def test_missing_package_names_its_extra(module: str, monkeypatch: pytest.Monkey
         extras.load(module, "the thing in question")
     message = str(caught.value)
     assert "the thing in question" in message
-    assert re.search(rf"run: pip install (-e )?'\S+\[{extras.EXTRA_OF[module]}\]'$", message)
+    assert re.search(rf"run: pip install (-e )?'.+\[{extras.EXTRA_OF[module]}\]'$", message)
 
 
 @pytest.mark.parametrize("module", sorted(extras.EXTRA_OF))

@@ -362,7 +362,7 @@ def test_missing_extra(
     error = the_error(without([package], *given), 8)
     shown = package.replace("_", "-")
     assert f" needs the package {shown!r}, which is not installed; " in error
-    assert re.search(rf"run: pip install (-e )?'\S+\[{extra}\]'$", error)
+    assert re.search(rf"run: pip install (-e )?'.+\[{extra}\]'$", error)
 
 
 def test_a_format_that_needs_no_missing_extra_is_exported(without: Callable[..., Done], tmp_path_factory: Any) -> None:

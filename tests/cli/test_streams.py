@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -51,12 +52,12 @@ def test_a_terminal_of_few_characters(store: Store) -> None:
 
 @pytest.mark.parametrize("closed", ["1>&-", "2>&-", "1>&- 2>&-"])
 def test_closed_streams(closed: str) -> None:
-    done = subprocess.run(f"{sys.executable} -m servable models {closed}", shell=True, check=False, timeout=60)
+    done = subprocess.run(f"{shlex.join(SERVABLE)} models {closed}", shell=True, check=False, timeout=60)
     assert done.returncode == 0
 
 
 def test_a_reader_that_goes_away_does_not_stop_an_export(tmp_path: Path) -> None:
-    script = f"{sys.executable} -m servable export celsius --formats saved_model 2> >(head -1 >/dev/null)"
+    script = f"{shlex.join(SERVABLE)} export celsius --formats saved_model 2> >(head -1 >/dev/null)"
     done = subprocess.run(["bash", "-c", script], check=False, cwd=tmp_path, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "store" / "celsius" / "1" / "servable.json").is_file()
