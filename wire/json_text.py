@@ -47,8 +47,11 @@ def parse(body: bytes, *, first_wins: bool = False) -> Any:
     try:
         value, _ = _DECODER.raw_decode(text, start)
     except json.JSONDecodeError as error:
-        reason = _parse_error(error.msg, text[start : error.pos])
-        raise InvalidArgumentError(f"JSON Parse error: {reason} at offset: {error.pos}") from None
+        at = error.pos
+        if error.msg.startswith("Illegal trailing comma"):  # from Python 3.13 on, at the comma itself
+            at = len(text) - len(text[at + 1 :].lstrip(" \t\r\n"))
+        reason = _parse_error(error.msg, text[start:at])
+        raise InvalidArgumentError(f"JSON Parse error: {reason} at offset: {at}") from None
     except OverflowError as error:
         raise InvalidArgumentError(
             f"JSON Parse error: Number too big to be stored in double. at offset: {text.find(str(error))}"
@@ -106,7 +109,7 @@ def _parse_error(message: str, before: str) -> str:
         "Invalid \\escape": "Invalid escape character in string.",
         "Invalid control character": "Invalid escape character in string.",
         "Unterminated string": "Missing a closing quotation mark in string.",
-        "Illegal trailing comma": "Invalid value.",
+        "Illegal trailing comma before end of object": "Missing a name for object member.",
         "Expecting ',' delimiter": "Missing a comma or '}' after an object member.",
     }
     return next((text for start, text in texts.items() if message.startswith(start)), "Invalid value.")
