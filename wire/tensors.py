@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,11 @@ from . import messages
 # One protobuf message cannot hold more; a shape that asks for more is an attack or a mistake.
 MAX_TENSOR_BYTES = 2**31
 MAX_RANK = 32
+
+_ML_DTYPES = {
+    *("bfloat16", "float8_e5m2", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e4m3b11fnuz", "float8_e5m2fnuz"),
+    *("int4", "uint4", "int2", "uint2", "float4_e2m1fn"),
+}
 
 
 @dataclass(frozen=True)
@@ -36,14 +42,14 @@ class DType:
     numpy_name: str
     field: str
 
-    @property
+    @cached_property
     def numpy(self) -> np.dtype[Any]:
-        """The NumPy dtype that holds the elements."""
-        if self.numpy_name == "bfloat16":
+        """The NumPy dtype that holds the elements; NumPy's own, or ml_dtypes' of that name."""
+        if self.numpy_name in _ML_DTYPES:
             import ml_dtypes
 
-            bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-            return bfloat16
+            dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, self.numpy_name))
+            return dtype
         return np.dtype(self.numpy_name)
 
 
@@ -69,13 +75,23 @@ _TABLE = (
     DType("float16", "half", 19, "float16", "half_val"),
     DType("uint32", "uint32", 22, "uint32", "uint32_val"),
     DType("uint64", "uint64", 23, "uint64", "uint64_val"),
+    DType("float8_e5m2", "float8_e5m2", 24, "float8_e5m2", "float8_val"),
+    DType("float8_e4m3fn", "float8_e4m3fn", 25, "float8_e4m3fn", "float8_val"),
+    DType("float8_e4m3fnuz", "float8_e4m3fnuz", 26, "float8_e4m3fnuz", "float8_val"),
+    DType("float8_e4m3b11fnuz", "float8_e4m3b11fnuz", 27, "float8_e4m3b11fnuz", "float8_val"),
+    DType("float8_e5m2fnuz", "float8_e5m2fnuz", 28, "float8_e5m2fnuz", "float8_val"),
+    DType("int4", "int4", 29, "int4", "int_val"),
+    DType("uint4", "uint4", 30, "uint4", "int_val"),
+    DType("int2", "int2", 31, "int2", "int_val"),
+    DType("uint2", "uint2", 32, "uint2", "int_val"),
+    DType("float4_e2m1fn", "float4_e2m1fn", 33, "float4_e2m1fn", "tensor_content"),
 )
 
 BY_NAME = {row.name: row for row in _TABLE}
 BY_NUMBER = {row.number: row for row in _TABLE}
 
 # Fields whose packed encoding is the array's own little-endian bytes: field name → tag byte.
-_RAW_FIELDS = {"float_val": 0x2A, "double_val": 0x32, "bool_val": 0x5A, "scomplex_val": 0x4A, "dcomplex_val": 0x62}
+RAW_FIELDS = {"float_val": 0x2A, "double_val": 0x32, "bool_val": 0x5A, "scomplex_val": 0x4A, "dcomplex_val": 0x62}
 
 
 def dtype_of(array: NDArray[Any]) -> DType:
@@ -83,9 +99,14 @@ def dtype_of(array: NDArray[Any]) -> DType:
 
     Raises `InputError` for a dtype that the interface cannot carry.
     """
-    name = "string" if array.dtype.kind in "OSU" else array.dtype.name
+    return _row_of(array.dtype)
+
+
+@cache
+def _row_of(dtype: np.dtype[Any]) -> DType:
+    name = "string" if dtype.kind in "OSU" else dtype.name
     if name not in BY_NAME:
-        raise InputError(f"arrays of dtype {array.dtype} cannot be sent; known: {', '.join(BY_NAME)}")
+        raise InputError(f"arrays of dtype {dtype} cannot be sent; known: {', '.join(BY_NAME)}")
     return BY_NAME[name]
 
 
@@ -99,22 +120,25 @@ def decode(proto: Any) -> NDArray[Any]:
     row = BY_NUMBER.get(proto.dtype)
     if row is None:
         raise InputError(f"tensor dtype {proto.dtype} is not supported")
-    shape = tuple(dim.size for dim in proto.tensor_shape.dim)
-    if proto.tensor_shape.unknown_rank or any(size < 0 for size in shape):
+    tensor_shape = proto.tensor_shape
+    shape = tuple([dim.size for dim in tensor_shape.dim])
+    if tensor_shape.unknown_rank or min(shape, default=0) < 0:
         raise InputError(f"tensor shape {list(shape)} is not fully defined")
     count = math.prod(shape)
+    itemsize = row.numpy.itemsize
     # NumPy holds no more dimensions than these, and multiplies the sizes beside an empty one too.
-    if len(shape) > MAX_RANK or math.prod(size or 1 for size in shape) * row.numpy.itemsize > MAX_TENSOR_BYTES:
+    widest = count or math.prod([size or 1 for size in shape])
+    if len(shape) > MAX_RANK or widest * itemsize > MAX_TENSOR_BYTES:
         raise InputError(f"a tensor of shape {list(shape)} does not fit into a message")
     if row.name == "string":
         return _decode_strings(proto, shape, count)
-    if proto.tensor_content:
-        if len(proto.tensor_content) != count * row.numpy.itemsize:
+    content = proto.tensor_content
+    if content:
+        if len(content) != count * itemsize:
             raise InputError(
-                f"tensor_content holds {len(proto.tensor_content)} bytes, "
-                f"shape {list(shape)} of {row.name} needs {count * row.numpy.itemsize}"
+                f"tensor_content holds {len(content)} bytes, shape {list(shape)} of {row.name} needs {count * itemsize}"
             )
-        return np.frombuffer(proto.tensor_content, row.numpy).reshape(shape)
+        return np.frombuffer(content, row.numpy).reshape(shape)
     return _fill(_values(proto, row), count, row.numpy).reshape(shape)
 
 
@@ -128,6 +152,8 @@ def _values(proto: Any, row: DType) -> NDArray[Any]:
         return np.fromiter(values, np.int32, len(values)).astype(np.uint16).view(row.numpy)
     if row.field == "int_val":
         return np.fromiter(values, np.int32, len(values)).astype(row.numpy)
+    if row.field in ("float8_val", "tensor_content"):  # the elements' own bytes
+        return np.frombuffer(values, row.numpy)
     return np.fromiter(values, row.numpy, len(values))
 
 
@@ -177,34 +203,46 @@ def _split_string_content(content: bytes, count: int) -> list[bytes]:
 
 
 def encode(array: NDArray[Any], dtype: str | None = None, *, content: bool = False) -> Any:
-    """An ndarray as a TensorProto, in typed ``*_val`` fields or as ``tensor_content``.
+    """An ndarray as a TensorProto; see `encode_into`."""
+    proto = messages.TensorProto()
+    encode_into(proto, array, dtype, content=content)
+    return proto
+
+
+def encode_into(proto: Any, array: NDArray[Any], dtype: str | None = None, *, content: bool = False) -> None:
+    """Write an ndarray into an empty TensorProto, in typed ``*_val`` fields or as ``tensor_content``.
 
     ``dtype`` names the wire type where the array's own does not tell it (quantized types); the array
-    must be of its storage type. Strings always travel in ``string_val``. Raises `InputError` for a
-    dtype that the interface cannot carry, or for an array of another one than ``dtype`` says.
+    must be of its storage type. Raises `InputError` for a dtype that the interface cannot carry, or
+    for an array of another one than ``dtype`` says.
     """
     row = BY_NAME.get(dtype) if dtype else dtype_of(array)
     if row is None or dtype_of(array).numpy != row.numpy:
         raise InputError(f"an array of dtype {array.dtype} cannot be sent as {dtype}")
-    proto = messages.TensorProto(dtype=row.number)
+    proto.dtype = row.number
     for size in array.shape:
         proto.tensor_shape.dim.add(size=size)
     if not array.shape:
         proto.tensor_shape.SetInParent()
     if row.name == "string":
-        proto.string_val.extend(as_bytes(value) for value in array.ravel().tolist())
-        return proto
+        values = [as_bytes(value) for value in array.ravel().tolist()]
+        if content:
+            proto.tensor_content = b"".join(varint(len(value)) for value in values) + b"".join(values)
+        else:
+            proto.string_val.extend(values)
+        return
     array = np.ascontiguousarray(array, row.numpy)
-    if content:
+    if content or row.field == "tensor_content":
         proto.tensor_content = array.tobytes()
-    elif row.field in _RAW_FIELDS:
+    elif row.field == "float8_val":
+        proto.float8_val = array.tobytes()
+    elif row.field in RAW_FIELDS:
         raw = array.tobytes()
-        proto.MergeFromString(bytes([_RAW_FIELDS[row.field]]) + _varint(len(raw)) + raw)
+        proto.MergeFromString(bytes([RAW_FIELDS[row.field]]) + varint(len(raw)) + raw)
     elif row.field == "half_val":
         proto.half_val.extend(array.view(np.uint16).ravel().tolist())
     else:
-        getattr(proto, row.field).extend(array.ravel().tolist())
-    return proto
+        getattr(proto, row.field).extend(map(int, array.ravel().tolist()))
 
 
 def as_bytes(value: Any) -> bytes:
@@ -219,7 +257,8 @@ def as_bytes(value: Any) -> bytes:
     raise InputError(f"a string tensor holds bytes or text, got {type(value).__name__}")
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A non-negative integer as protobuf writes it: seven bits a byte, the lowest first."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

@@ -18,7 +18,7 @@ import servable.wire
 from servable.wire import messages
 
 WIRE = Path(servable.wire.__file__).parent
-PROTOS = ("error.proto", "serving.proto", "tensorflow.proto")
+PROTOS = ("config.proto", "error.proto", "serving.proto", "tensorflow.proto")
 
 
 OFFICIAL_MODULES = (
@@ -26,6 +26,7 @@ OFFICIAL_MODULES = (
     "tensorflow.core.protobuf.saved_model_pb2",
     "tensorflow_serving.apis.model_service_pb2",
     "tensorflow_serving.apis.prediction_service_pb2",
+    "tensorflow_serving.config.model_server_config_pb2",
 )
 
 
@@ -58,7 +59,9 @@ def own_types() -> dict[str, Descriptor | EnumDescriptor]:
 
 
 TYPES = own_types()
-MESSAGES = sorted(name for name, kind in TYPES.items() if isinstance(kind, Descriptor))
+# The server's own configuration files, which the official client package does not carry.
+SERVER_ONLY = {f"tensorflow.serving.{name}" for name in ("MonitoringConfig", "PrometheusConfig", "SSLConfig")}
+MESSAGES = sorted(name for name, kind in TYPES.items() if isinstance(kind, Descriptor) and name not in SERVER_ONLY)
 ENUMS = sorted(name for name, kind in TYPES.items() if isinstance(kind, EnumDescriptor))
 
 
@@ -135,7 +138,7 @@ def test_names_in_the_module_are_the_messages_they_say() -> None:
     for name, value in vars(messages).items():
         if name[0].isupper() and hasattr(value, "DESCRIPTOR"):
             assert value.DESCRIPTOR.name == name
-            assert value.DESCRIPTOR.full_name in MESSAGES
+            assert value.DESCRIPTOR.full_name in TYPES
 
 
 def test_unknown_fields_survive() -> None:
