@@ -1,4 +1,4 @@
-"""The JSON of TensorFlow Serving's REST API: Predict requests and responses, and errors.
+"""The JSON of TensorFlow Serving's REST API: Predict requests and responses.
 
 Row format is ``{"instances": [...]}`` → ``{"predictions": [...]}``, columnar format
 ``{"inputs": ...}`` → ``{"outputs": ...}``. Strings may travel as ``{"b64": "..."}``, and do so in
@@ -8,40 +8,42 @@ the original reads and writes them. Message texts are the original's.
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from ..errors import InvalidArgumentError, ServableError
 from ..signature import DEFAULT_SIGNATURE, Signature, TensorSpec
-from .json_tensors import carries, exact_array, fast_array, is_b64, to_array
-from .json_text import debug, parse
-from .tensors import dtype_of
+from .json_numeric import read_numbers
+from .json_output import format_predict, format_predict_request
+from .json_reader import members
+from .json_tensors import build, elements, fast_array, flush, from_numbers, is_b64, to_array
+from .json_text import debug, parse_plain
 
-_TOP_LEVEL = (b'"signature_name"', b'"instances"', b'"inputs"')
+__all__ = ["PredictBody", "format_predict", "format_predict_request", "parse_predict", "parse_predict_response"]
 
 
-@dataclass(frozen=True)
 class PredictBody:
-    """A parsed Predict request: the signature's name ("" if none was given) and the whole document.
+    """A parsed Predict request.
 
-    ``plain`` says that the text holds no true or false, which NumPy would take for 1 and 0.
+    ``signature_name`` is empty if the request names none; ``row`` is whether it is in row format, in
+    which the response answers too.
     """
 
     signature_name: str
-    document: dict[str, Any]
-    plain: bool
+    row: bool
 
-    @property
-    def row(self) -> bool:
-        """Whether the request is in row format; the response answers in the same."""
-        return "instances" in self.document
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._numbers = read_numbers(body)
+        if self._numbers is not None:
+            self.signature_name = self._numbers.signature_name
+            self.row = self._numbers.key == "instances"
+        else:
+            self._document, self._plain = parse_plain(body)
+            self.signature_name = signature_name(self._document)
+            self.row = "instances" in self._document
 
     def arrays(self, signature: Signature) -> dict[str, NDArray[Any]]:
         """The input tensors of ``signature``, shaped by the JSON's own nesting.
@@ -49,19 +51,29 @@ class PredictBody:
         Raises `InvalidArgumentError` for values that do not fit and `UnimplementedError` for dtypes
         that JSON cannot carry, with TensorFlow Serving's texts.
         """
+        if self._numbers is not None:
+            spec = self._numbers.spec(signature.inputs)
+            array = None if spec is None else from_numbers(self._numbers.values, spec)
+            if spec is not None and array is not None:
+                return {spec.name: flush(array)}
+            # Something else than these numbers is expected; the whole document says what is wrong.
+            self._document, self._plain = parse_plain(self._body)
+        return {name: flush(array) for name, array in self._read(signature).items()}
+
+    def _read(self, signature: Signature) -> dict[str, NDArray[Any]]:
         if not signature.inputs:
             name = "DEFAULT" if signature.name == DEFAULT_SIGNATURE else signature.name
             raise InvalidArgumentError(f"Failed to get input map for signature: {name}")
-        if self.row and "inputs" in self.document:
+        if self.row and "inputs" in self._document:
             raise InvalidArgumentError(
-                f"JSON Value: {debug(self.document)} Not formatted correctly expecting only one of 'inputs' or "
+                f"JSON Value: {debug(self._document)} Not formatted correctly expecting only one of 'inputs' or "
                 "'instances' keys to exist "
             )
         if self.row:
-            return _from_instances(self.document, signature.inputs, self.plain)
-        if "inputs" not in self.document:
+            return _from_instances(self._document, signature.inputs, self._plain)
+        if "inputs" not in self._document:
             raise InvalidArgumentError("Missing 'inputs' or 'instances' key")
-        return _from_inputs(self.document["inputs"], signature.inputs, self.plain)
+        return _from_inputs(self._document["inputs"], signature.inputs, self._plain)
 
 
 def parse_predict(body: bytes) -> PredictBody:
@@ -70,15 +82,22 @@ def parse_predict(body: bytes) -> PredictBody:
     The values are looked at when the signature is known, as the original does: the model is looked up
     in between.
     """
-    request = parse(body, first_wins=any(body.count(key) > 1 for key in _TOP_LEVEL))
-    if not isinstance(request, dict):
-        raise InvalidArgumentError(f"JSON Value: {debug(request)} Is not object")
-    name = request.get("signature_name", "")
+    return PredictBody(body)
+
+
+def signature_name(document: Any) -> str:
+    """The signature that a request names, or "".
+
+    Raises `InvalidArgumentError` if the request is no object, or the name no text.
+    """
+    if not isinstance(document, dict):
+        raise InvalidArgumentError(f"JSON Value: {debug(document)} Is not object")
+    name = document.get("signature_name", "")
     if not isinstance(name, str):
         raise InvalidArgumentError(
-            f"JSON Value: {debug(request)} not formatted correctly. 'signature_name' key must be a string value."
+            f"JSON Value: {debug(document)} not formatted correctly. 'signature_name' key must be a string value."
         )
-    return PredictBody(name, request, plain=b"true" not in body and b"false" not in body)
+    return name
 
 
 def _from_instances(document: dict[str, Any], specs: Mapping[str, TensorSpec], plain: bool) -> dict[str, NDArray[Any]]:
@@ -87,74 +106,111 @@ def _from_instances(document: dict[str, Any], specs: Mapping[str, TensorSpec], p
         raise InvalidArgumentError(f"JSON Value: {debug(document)} Expecting 'instances' to be an list/array")
     if not values:
         raise InvalidArgumentError(f"JSON Value: {debug(document)} No values in 'instances' array")
-    if isinstance(values[0], dict) and not is_b64(values[0]):
-        return _from_objects(values, specs, plain)
-    if len(specs) > 1:
+    if _is_row(values[0]):
+        columns = _fast_columns(values, specs, plain)
+        return _columns(values, specs) if columns is None else columns
+    if len(specs) > 1 and not isinstance(values[0], dict):
         raise InvalidArgumentError(
             "instances is a plain list, but expecting list of objects as multiple input tensors required as per "
             "tensorinfo_map"
         )
-    ((name, spec),) = specs.items()
-    fast = fast_array(values, spec, plain)
+    name = min(specs)
+    fast = fast_array(values, specs[name], plain)
     if fast is not None:
         return {name: fast}
-    rows: list[NDArray[Any]] = []
+    column = _Column(specs[name])
     for i, item in enumerate(values):
-        if isinstance(item, dict) and not is_b64(item):
+        if _is_row(item):
             raise InvalidArgumentError(f"Expecting value/list but got object at item {i} of input list")
-        _append_row(rows, item, spec, f"element: {i}")
-    return {name: np.stack(rows)}
+        column.append(item, f"element: {i}")
+    return {name: column.array(len(values))}
 
 
-def _from_objects(values: list[Any], specs: Mapping[str, TensorSpec], plain: bool) -> dict[str, NDArray[Any]]:
-    rows: dict[str, list[Any]] = {name: [] for name in specs}
+def _is_row(item: Any) -> bool:
+    """Whether an instance is an object of named values, and not one value."""
+    return isinstance(item, dict) and not is_b64(item)
+
+
+def _fast_columns(values: list[Any], specs: Mapping[str, TensorSpec], plain: bool) -> dict[str, NDArray[Any]] | None:
+    """The rows column by column, or None if anything is wrong with them."""
+    if not all(type(item) is dict and item.keys() == specs.keys() for item in values):
+        return None
+    columns: dict[str, NDArray[Any]] = {}
+    for name, spec in specs.items():
+        items = [item[name] for item in values]
+        array = fast_array(items, spec, plain)
+        if array is None:
+            column = _Column(spec)
+            try:
+                for item in items:
+                    column.append(item, name)
+            except InvalidArgumentError:
+                return None
+            array = column.array(len(values))
+        columns[name] = array
+    return columns
+
+
+def _columns(values: list[Any], specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
+    """The rows row by row, with the error for the first value that does not fit."""
+    columns = {name: _Column(spec) for name, spec in specs.items()}
     for i, item in enumerate(values):
-        if not isinstance(item, dict) or is_b64(item):
+        if not _is_row(item):
             raise InvalidArgumentError(f"Expecting object but got list at item {i} of input list")
-        for key in item:
-            if key not in specs:
-                raise InvalidArgumentError(
-                    f"Failed to process element: {i} key: {key} of 'instances' list. Error: INVALID_ARGUMENT: "
-                    f"JSON object: does not have named input: {key}"
-                )
-        if item.keys() != specs.keys():
+        keys = set()
+        for key, value in members(item):
+            name = key.partition("\0")[0]  # to the original a name ends there
+            where = f"element: {i} key: {name}"
+            if name not in columns:
+                raise _failure(where, InvalidArgumentError(f"JSON object: does not have named input: {name}"))
+            columns[name].append(value, where)
+            keys.add(name)
+        if keys != specs.keys():
             raise InvalidArgumentError(
                 f"Failed to process element: {i} of 'instances' list. JSON object: {debug(item)} keys must be equal "
                 f"to: {','.join(sorted(specs))}"
             )
-        for key, value in item.items():
-            rows[key].append(value)
-    return {name: _column(name, rows[name], spec, plain) for name, spec in specs.items()}
+    return {name: column.array(len(values)) for name, column in columns.items()}
 
 
-def _column(name: str, values: list[Any], spec: TensorSpec, plain: bool) -> NDArray[Any]:
-    fast = fast_array(values, spec, plain)
-    if fast is not None:
-        return fast
-    tensors: list[NDArray[Any]] = []
-    for i, value in enumerate(values):
-        _append_row(tensors, value, spec, f"element: {i} key: {name}")
-    return np.stack(tensors)
+class _Column:
+    """One input in row format: the values of all instances, which have to be of one shape.
+
+    Where a key is repeated in an instance all its values come in, as in the original; what is then too
+    much is cut off at the end.
+    """
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self._spec = spec
+        self._shape: tuple[int, ...] | None = None
+        self._size = 0
+        self._flat: list[Any] = []
+
+    def append(self, value: Any, where: str) -> None:
+        """Add an instance; an error says ``where`` it is."""
+        try:
+            shape, flat = elements(value, self._spec)
+            if self._shape is None:
+                self._shape, self._size = shape, len(flat)
+            if len(flat) != self._size:
+                raise InvalidArgumentError(f"Expecting tensor size: {self._size} but got: {len(flat)}")
+            if shape != self._shape:
+                raise InvalidArgumentError(f"Expecting shape {_shape(self._shape)} but got: {_shape(shape)}")
+        except ServableError as error:
+            raise _failure(where, error) from None
+        self._flat += flat
+
+    def array(self, count: int) -> NDArray[Any]:
+        """The values of ``count`` instances, stacked."""
+        return build(self._flat, (count, *(self._shape or ())), self._spec)
 
 
-def _append_row(rows: list[NDArray[Any]], value: Any, spec: TensorSpec, where: str) -> None:
-    """Convert one instance and hold its shape against the first one's; errors say which it is."""
-    try:
-        row = exact_array(value, spec)
-        first = rows[0] if rows else row
-        if row.size != first.size:
-            raise InvalidArgumentError(f"Expecting tensor size: {first.size} but got: {row.size}")
-        if row.shape != first.shape:
-            raise InvalidArgumentError(f"Expecting shape {_shape(first)} but got: {_shape(row)}")
-    except ServableError as error:
-        raise InvalidArgumentError(
-            f"Failed to process {where} of 'instances' list. Error: {error.code.name}: {error}"
-        ) from None
-    rows.append(row)
+def _failure(where: str, error: ServableError) -> InvalidArgumentError:
+    return InvalidArgumentError(f"Failed to process {where} of 'instances' list. Error: {error.code.name}: {error}")
 
 
-def _shape(array: NDArray[Any]) -> str:
-    return f"[{','.join(map(str, array.shape))}]"
+def _shape(shape: tuple[int, ...]) -> str:
+    return f"[{','.join(map(str, shape))}]"
 
 
 def _from_inputs(values: Any, specs: Mapping[str, TensorSpec], plain: bool) -> dict[str, NDArray[Any]]:
@@ -166,99 +222,12 @@ def _from_inputs(values: Any, specs: Mapping[str, TensorSpec], plain: bool) -> d
             )
         ((name, spec),) = specs.items()
         return {name: to_array(values, spec, plain)}
-    for name in specs:
+    arrays: dict[str, NDArray[Any]] = {}
+    for name, spec in specs.items():
         if name not in values:
             raise InvalidArgumentError(f"Missing named input: {name} in 'inputs' object.")
-    return {name: to_array(values[name], spec, plain) for name, spec in specs.items()}
-
-
-def format_predict(outputs: Mapping[str, NDArray[Any]], *, row: bool) -> bytes:
-    """The body of a Predict response; a single output is written bare, without its name.
-
-    Raises `InvalidArgumentError` for dtypes that JSON cannot carry and, in row format, for outputs
-    without a common batch dimension.
-    """
-    if not outputs:
-        raise InvalidArgumentError("Cannot convert empty tensor map to JSON")
-    for array in outputs.values():
-        if array.size and not carries(dtype_of(array).name):
-            raise InvalidArgumentError(f"Failed to write JSON value for tensor type: {dtype_of(array).wire_name}")
-    if row:
-        _check_batch(outputs)
-    if len(outputs) == 1:
-        ((name, array),) = outputs.items()
-        value = _plain(name, array)
-    elif row:
-        columns = {name: _plain(name, array) for name, array in outputs.items()}
-        count = len(next(iter(outputs.values())))
-        value = [{name: column[i] for name, column in columns.items()} for i in range(count)]
-    else:
-        value = {name: _plain(name, array) for name, array in outputs.items()}
-    return _dump({"predictions" if row else "outputs": value})
-
-
-def _check_batch(outputs: Mapping[str, NDArray[Any]]) -> None:
-    expected: int | None = None
-    for name, array in outputs.items():
-        if array.ndim == 0:
-            raise InvalidArgumentError(f"Tensor name: {name} has no shape information ")
-        expected = len(array) if expected is None else expected
-        if len(array) != expected:
-            raise InvalidArgumentError(
-                f"Tensor name: {name} has inconsistent batch size: {len(array)} expecting: {expected}"
-            )
-
-
-def _plain(name: str, array: NDArray[Any]) -> Any:
-    """What `_dump` writes for one output: a finite numeric array as it is, lists otherwise."""
-    if array.dtype.kind == "O":
-        return _strings(array, as_b64=name.endswith("_bytes")).tolist()
-    if not array.size or (array.dtype.kind == "f" and not np.isfinite(array).all()):
-        return array.tolist()
-    return np.ascontiguousarray(array) if array.ndim else array.item()
-
-
-def _strings(array: NDArray[Any], *, as_b64: bool) -> NDArray[Any]:
-    def one(value: bytes) -> Any:
-        return {"b64": base64.b64encode(value).decode()} if as_b64 else value.decode("utf-8", "surrogateescape")
-
-    converted = np.empty(array.size, dtype=object)
-    converted[:] = [one(value) for value in array.ravel().tolist()]
-    return converted.reshape(array.shape)
-
-
-def _dump(value: Any) -> bytes:
-    if _only_arrays(value):
-        return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
-    text = json.dumps(value, ensure_ascii=False, default=lambda item: item.tolist())
-    return text.encode("utf-8", "surrogateescape")
-
-
-def _only_arrays(value: Any) -> bool:
-    """Whether orjson can write it: it would turn NaN into null and refuses invalid UTF-8."""
-    if isinstance(value, dict):
-        return all(_only_arrays(item) for item in value.values())
-    return isinstance(value, np.ndarray)
-
-
-def format_predict_request(inputs: Mapping[str, NDArray[Any]], signature_name: str = "") -> bytes:
-    """The body of a Predict request in columnar format; strings travel as ``{"b64": ...}``.
-
-    float16 and bfloat16 arrays are refused with `InvalidArgumentError`: the REST API cannot carry them.
-    """
-    for name, array in inputs.items():
-        if not carries(dtype_of(array).name):
-            raise InvalidArgumentError(
-                f"input {name!r}: the REST API cannot carry {dtype_of(array).name}; use gRPC for this model"
-            )
-    columns = {
-        name: _strings(array, as_b64=True).tolist() if array.dtype.kind == "O" else _plain(name, array)
-        for name, array in inputs.items()
-    }
-    head = {"signature_name": signature_name} if signature_name else {}
-    if all(array.dtype.kind != "O" for array in inputs.values()) and _only_arrays(columns):
-        return orjson.dumps({**head, "inputs": columns}, option=orjson.OPT_SERIALIZE_NUMPY)
-    return _dump({**head, "inputs": columns})
+        arrays[name] = to_array(values[name], spec, plain)
+    return arrays
 
 
 def parse_predict_response(body: bytes, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
@@ -266,7 +235,7 @@ def parse_predict_response(body: bytes, specs: Mapping[str, TensorSpec]) -> dict
 
     Raises `InvalidArgumentError` if the body is not such a response.
     """
-    response = parse(body)
+    response, plain = parse_plain(body)
     if not isinstance(response, dict) or "outputs" not in response:
         raise InvalidArgumentError(f"not a Predict response: {debug(response)}")
     value = response["outputs"]
@@ -274,4 +243,4 @@ def parse_predict_response(body: bytes, specs: Mapping[str, TensorSpec]) -> dict
     missing = [name for name in specs if not isinstance(named, dict) or name not in named]
     if missing:
         raise InvalidArgumentError(f"the Predict response lacks the outputs {', '.join(missing)}")
-    return {name: to_array(named[name], spec, plain=True) for name, spec in specs.items()}
+    return {name: to_array(named[name], spec, plain) for name, spec in specs.items()}

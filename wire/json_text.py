@@ -1,7 +1,7 @@
 """JSON text as TensorFlow Serving reads it, and as its error texts show it.
 
-The original parses with RapidJSON: it stops after the first value, accepts NaN, Inf and Infinity, and
-of duplicate keys takes the first. orjson reads what is plain JSON; Python's own parser the rest.
+The original parses with RapidJSON. orjson reads what both understand in the same way, `json_reader` the
+rest; `json_numeric` is a shorter way for requests that are nothing but numbers.
 """
 
 from __future__ import annotations
@@ -9,140 +9,125 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 
 from ..errors import InvalidArgumentError
+from .json_numbers import number_text, unsubnormal
+from .json_reader import HUGE_DIGITS, HUGE_EXPONENTS, members, read
 
 _DEBUG_LIMIT = 256
-# Digits; no dtype holds so many, and Python refuses to convert much longer ones.
-_LONG_INTEGER = 400
+_KEY = re.compile(rb'"[ \t\r\n]*:')
+_ESCAPED = re.compile(r'["\\\x00-\x1f]')
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r"}
 
 
-def parse(body: bytes, *, first_wins: bool = False) -> Any:
+def parse(body: bytes) -> Any:
     """The first JSON value of ``body``; what follows it is ignored, as the original does.
 
-    Of duplicate keys the last one wins in plain JSON, and the first one with ``first_wins``, which is
-    what the original does and slower.
+    Objects are dicts; one in which a key occurs twice is a `Repeated`, and a lookup finds the first.
+    Raises `InvalidArgumentError` with the original's text for what is no JSON.
+    """
+    return parse_plain(body)[0]
+
+
+def parse_plain(body: bytes) -> tuple[Any, bool]:
+    """The same as `parse`, and whether it is certain that all values are numbers.
+
+    A ``signature_name`` and null are not looked at.
     """
     if not body:
         raise InvalidArgumentError("JSON Parse error: The document is empty")
-    if not first_wins:
-        try:
-            return orjson.loads(body)
-        except orjson.JSONDecodeError:
-            pass  # NaN, Infinity, bytes after the value, or really wrong: the slower parser tells
-    text = body.decode("utf-8", "surrogateescape").removeprefix("\ufeff")
-    start = len(text) - len(text.lstrip(" \t\r\n"))
-    if start == len(text):
-        raise InvalidArgumentError("JSON Parse error: The document is empty. at offset: 0")
-    lone = _LONE_SURROGATE.search(text)
-    if lone:
-        raise InvalidArgumentError(
-            f"JSON Parse error: The surrogate pair in string is invalid. at offset: {lone.start() + 1}"
-        )
-    if "Inf" in text:
-        text = _BARE_INF.sub(lambda found: found[1] or "Infinity", text)
     try:
-        value, _ = _DECODER.raw_decode(text, start)
-    except json.JSONDecodeError as error:
-        at = error.pos
-        if error.msg.startswith("Illegal trailing comma"):  # from Python 3.13 on, at the comma itself
-            at = len(text) - len(text[at + 1 :].lstrip(" \t\r\n"))
-        reason = _parse_error(error.msg, text[start:at])
-        raise InvalidArgumentError(f"JSON Parse error: {reason} at offset: {at}") from None
-    except OverflowError as error:
-        raise InvalidArgumentError(
-            f"JSON Parse error: Number too big to be stored in double. at offset: {text.find(str(error))}"
-        ) from None
-    except RecursionError:
-        raise InvalidArgumentError("JSON Parse error: the document is nested too deeply") from None
-    return value
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return read(body), False  # NaN, Infinity, bytes after the value, or really wrong: the exact reader tells
+    keys = len(_KEY.findall(body))
+    if has_huge_numbers(body) or not _has_all_keys(value, keys, body.count(b"{")):
+        return read(body), False
+    has_signature = isinstance(value, dict) and isinstance(value.get("signature_name"), str)
+    has_texts = body.count(b'"') != 2 * (keys + has_signature)
+    return value, not has_texts and b"true" not in body and b"false" not in body
 
 
-def _first_wins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    return dict(reversed(pairs))
+def has_huge_numbers(text: bytes) -> bool:
+    """Whether there may be numbers for which it matters how RapidJSON calculates."""
+    return any(huge.search(text) for huge in HUGE_EXPONENTS) or HUGE_DIGITS in text
 
 
-# Half a surrogate pair, written as an escape: it stands for no character.
-_HIGH, _LOW = r"\\u[dD][89abAB][0-9a-fA-F]{2}", r"\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-_LONE_SURROGATE = re.compile(rf"(?<!\\)(?:\\\\)*(?:{_HIGH}(?!{_LOW})|(?<!{_HIGH}){_LOW})")
+def _has_all_keys(value: Any, keys: int, objects: int) -> bool:
+    """Whether these are the numbers of keys and objects in a value.
 
-# Inf outside strings, which the original takes for Infinity.
-# (an unterminated one runs to the end: to look for its beginning again at every quote would take for ever)
-_STRING = r'"(?:[^"\\]|\\.)*(?:"|\Z)'
-_BARE_INF = re.compile(rf"({_STRING})|\bInf\b", re.DOTALL)
-
-
-def _double(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise OverflowError(text)
-    return value
-
-
-def _integer(text: str) -> int | float:
-    return int(text) if len(text) < _LONG_INTEGER else _double(text)
-
-
-_DECODER = json.JSONDecoder(object_pairs_hook=_first_wins, parse_float=_double, parse_int=_integer)
-
-
-def _in_array(text: str) -> bool:
-    """Whether this beginning of a document ends inside an array (and not an object)."""
-    opened: list[str] = []
-    for bracket in re.sub(rf"{_STRING}|[^\[\]{{}}]", "", text, flags=re.DOTALL):
-        if bracket in "[{":
-            opened.append(bracket)
-        else:
-            opened.pop()
-    return opened[-1:] == ["["]
-
-
-def _parse_error(message: str, before: str) -> str:
-    if message.startswith("Expecting ',' delimiter") and _in_array(before):
-        return "Missing a comma or ']' after an array element."
-    texts = {
-        "Expecting property name": "Missing a name for object member.",
-        "Expecting ':'": "Missing a colon after a name of object member.",
-        "Invalid \\escape": "Invalid escape character in string.",
-        "Invalid control character": "Invalid escape character in string.",
-        "Unterminated string": "Missing a closing quotation mark in string.",
-        "Illegal trailing comma before end of object": "Missing a name for object member.",
-        "Expecting ',' delimiter": "Missing a comma or '}' after an object member.",
-    }
-    return next((text for start, text in texts.items() if message.startswith(start)), "Invalid value.")
+    They are counted in the text, as quotes before a colon and as braces: if they are all there, orjson
+    has dropped no repeated key. One of them inside a string causes a false alarm.
+    """
+    containers = [value]
+    while containers and objects:
+        container = containers.pop()
+        if isinstance(container, dict):
+            keys -= len(container)
+            objects -= 1
+            containers.extend(item for item in container.values() if isinstance(item, dict | list))
+        elif isinstance(container, list):
+            containers.extend(item for item in container if isinstance(item, dict | list))
+    return keys == 0 and objects == 0
 
 
 def debug(value: Any) -> str:
-    """A JSON value as error texts show it: indented objects, arrays on one line, cut at 256 bytes."""
-    text = _pretty(value, 0)
-    return text if len(text) <= _DEBUG_LIMIT else text[:_DEBUG_LIMIT]
+    """A JSON value as error texts show it: indented objects, arrays on one line.
+
+    It ends after the token with which it exceeds 256 bytes, and before a number that is not finite.
+    """
+    shown = bytearray()
+    for token in _tokens(value, "", 1):
+        if token is None:
+            break
+        shown += token.encode("utf-8", "surrogateescape")
+        if len(shown) > _DEBUG_LIMIT:
+            break
+    return shown.decode("utf-8", "surrogateescape")
 
 
-def _pretty(value: Any, indent: int) -> str:
+def _tokens(value: Any, before: str, depth: int) -> Iterator[str | None]:
+    """What RapidJSON's PrettyWriter writes at each step, and None where it gives up.
+
+    ``before`` is what separates the value from the one before it.
+    """
     if isinstance(value, dict):
-        if not value or indent > _DEBUG_LIMIT:  # deeper than what is shown
-            return "{}"
-        pad = " " * (indent + 4)
-        items = ",\n".join(
-            f"{pad}{json.dumps(k, ensure_ascii=False)}: {_pretty(v, indent + 4)}" for k, v in value.items()
-        )
-        return f"{{\n{items}\n{' ' * indent}}}"
-    if isinstance(value, list):
-        if indent > 8 * _DEBUG_LIMIT:
-            return "[]"
-        parts, size = [], 0
+        yield before + "{"
+        separator = "\n"
+        for key, item in members(value):
+            yield f"{separator}{'    ' * depth}{_string(key)}"
+            yield from _tokens(item, ": ", depth + 1)
+            separator = ",\n"
+        yield f"\n{'    ' * (depth - 1)}}}" if value else "}"
+    elif isinstance(value, list):
+        yield before + "["
+        separator = ""
         for item in value:
-            parts.append(_pretty(item, indent + 8))
-            size += len(parts[-1])
-            if size > _DEBUG_LIMIT:
-                break
-        return f"[{', '.join(parts)}]"
-    return json.dumps(value, ensure_ascii=False)
+            yield from _tokens(item, separator, depth + 1)
+            separator = ", "
+        yield "]"
+    elif isinstance(value, float):
+        if math.isfinite(value):
+            yield before + number_text(unsubnormal(value))
+        else:
+            yield before
+            yield None
+    else:
+        yield before + (_string(value) if isinstance(value, str) else json.dumps(value))
+
+
+def _string(text: str) -> str:
+    return f'"{_ESCAPED.sub(_escape, text)}"'
+
+
+def _escape(found: re.Match[str]) -> str:
+    return _ESCAPES.get(found[0]) or f"\\u{ord(found[0]):04X}"
 
 
 def format_error(message: str) -> bytes:
     """The body of an error response; bytes that are not UTF-8 pass through."""
-    return f'{{\n    "error": {json.dumps(message, ensure_ascii=False)}\n}}'.encode("utf-8", "surrogateescape")
+    return f'{{\n    "error": {_string(message)}\n}}'.encode("utf-8", "surrogateescape")
