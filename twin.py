@@ -57,6 +57,10 @@ class Twin:
             results[how.labels_as] = np.broadcast_to(labels, (rows, len(labels)))
         return {name: results[name] for name in wanted}
 
+    def close(self) -> None:
+        """Free the runtime."""
+        self.runtime.close()
+
     def _prologue(self, how: Derivation, given: NDArray[Any]) -> Arrays:
         specs = self._manifest.signatures[how.signature].inputs
         if how.prologue == "parse_example":

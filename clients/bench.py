@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 from .. import metrics, runtimes
 from ..errors import InvalidArgumentError, MissingExtraError
 from ..manifest import Artifact, Manifest
-from ..runtimes import Runtime
+from ..runtimes import Runtime, RuntimeOptions
 from ..signature import DEFAULT_SIGNATURE
 
 WARMUP_RUNS = 20
 ACCURACY_BATCH = 125
+ONE_THREAD = RuntimeOptions(threads=1)
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,9 @@ def bench_version(
 def _bench_artifact(
     path: Path, artifact: Artifact, manifest: Manifest, data: LabelledData | None, duration_s: float
 ) -> BenchResult:
-    runtimes.load(path, threads=1).close()  # imports the engine
+    runtimes.load(path, ONE_THREAD).close()  # imports the engine
     started = time.perf_counter_ns()
-    with runtimes.load(path, threads=1) as runtime:
+    with runtimes.load(path, ONE_THREAD) as runtime:
         init_ns = time.perf_counter_ns() - started
         (spec,) = manifest.signatures[DEFAULT_SIGNATURE].inputs.values()
         if data is None:

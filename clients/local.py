@@ -9,10 +9,12 @@ from .. import extras, runtimes
 from ..errors import ArtifactError, MissingExtraError, TargetError
 from ..manifest import FILE_NAME, Artifact, Manifest, Preprocessing
 from ..runtimes import Runtime
+from ..runtimes.base import SAVED_MODEL_FILES
 from ..signature import Signature
 from ..store import Store
 from ..twin import Twin
 from .base import Arrays, Client, Metadata
+from .status import EngineUse, VersionStatus
 
 # Which artifact of a version folder answers: the first that the manifest lists and whose engine is here.
 _PREFERRED = (("onnx", "onnxruntime"), ("tflite", "ai_edge_litert.interpreter"), ("saved_model", "tensorflow"))
@@ -40,7 +42,7 @@ class LocalClient(Client):
             raise TargetError(
                 f"target {str(path)!r}: there is no such file or folder, and it is no grpc:// or http:// address"
             )
-        if path.is_dir() and not (path / FILE_NAME).exists() and not (path / "saved_model.pb").exists():
+        if path.is_dir() and not any((path / file).exists() for file in (FILE_NAME, *SAVED_MODEL_FILES)):
             path = _newest_version(path)
         folder = path if path.is_dir() else path.parent
         manifest = Manifest.read(folder) if (folder / FILE_NAME).is_file() else None
@@ -49,7 +51,7 @@ class LocalClient(Client):
             if artifact:
                 manifest.check_artifact(folder, artifact)
                 path = folder / artifact.path
-        return cls(str(path), runtimes.load(path, threads=threads), manifest)
+        return cls(str(path), runtimes.load(path, runtimes.RuntimeOptions(threads=threads)), manifest)
 
     def _run(self, signature: Signature, inputs: Arrays, outputs: Sequence[str], timeout_s: float) -> Arrays:
         return (self._twin or self._runtime).run(signature.name, inputs, outputs)
@@ -59,6 +61,11 @@ class LocalClient(Client):
             return Metadata(Path(self.target).stem, None, self._runtime.signatures)
         signatures = {name: self._manifest.signatures[name] for name in self._twin.signatures()}
         return Metadata(self._manifest.model, self._manifest.version, signatures)
+
+    def _ask_status(self, timeout_s: float) -> list[VersionStatus]:
+        known = self._ask_metadata(timeout_s)
+        engine = EngineUse(self._runtime.name, "the file itself, in this process", tuple(known.signatures))
+        return [VersionStatus(known.version, "AVAILABLE", engines=(engine,))]
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -49,5 +49,5 @@ def convert_int8(source: Source, folder: Path) -> None:
 
 _REQUIRES = ("tensorflow", "ai_edge_litert.interpreter")
 
-register(Exporter("tflite", "float32", "model.tflite", _REQUIRES, FLOAT32, convert_float32))
+register(Exporter("tflite", "float32", "model.tflite", _REQUIRES, FLOAT32, convert_float32, derived=True))
 register(Exporter("tflite", "int8", "model_int8.tflite", _REQUIRES, INT8, convert_int8))

@@ -1,5 +1,5 @@
 """Engines that run model files, behind one interface: SavedModel, TFLite (LiteRT) and ONNX."""
 
-from .base import Runtime, load
+from .base import Device, Runtime, RuntimeOptions, load
 
-__all__ = ["Runtime", "load"]
+__all__ = ["Device", "Runtime", "RuntimeOptions", "load"]

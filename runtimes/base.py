@@ -4,15 +4,40 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from numpy.typing import NDArray
 
 from ..errors import ArtifactError, InputError, NotFoundError, nearest
 from ..signature import Signature
+
+Device = Literal["cpu", "gpu"]
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How an engine runs a model; 0 leaves a number to the engine.
+
+    ``threads`` bounds the threads within one operation and ``inter_op_threads`` the operations that
+    TensorFlow runs at a time. ``instances`` is how many runs of a TFLite model may overlap, and
+    ``resize`` has such a model try batches of other sizes than the one that it declares.
+    ``gpu_memory_fraction`` and ``tags`` (of the MetaGraph to load) are TensorFlow's.
+    """
+
+    threads: int = 0
+    inter_op_threads: int = 0
+    instances: int = 1
+    resize: bool = False
+    device: Device = "cpu"
+    gpu_memory_fraction: float = 0.0
+    tags: tuple[str, ...] = ("serve",)
+
+
+DEFAULT_OPTIONS = RuntimeOptions()
 
 
 class Runtime(ABC):
@@ -27,10 +52,11 @@ class Runtime(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, path: Path, *, threads: int = 0) -> Self:
-        """Load a file or folder; ``threads`` bounds the threads of one run (0: the engine decides).
+    def load(cls, path: Path, options: RuntimeOptions = DEFAULT_OPTIONS) -> Self:
+        """Load a file or folder.
 
-        Raises `ArtifactError` if it cannot be loaded and `MissingExtraError` without the engine.
+        Raises `ArtifactError` if it cannot be loaded, `MissingExtraError` without the engine, and
+        `UnimplementedError` if the engine has nothing for the device.
         """
 
     @abstractmethod
@@ -78,10 +104,13 @@ def check_names(signature: Signature, inputs: Mapping[str, Any]) -> None:
         )
 
 
+# What makes a folder a SavedModel: the graph, in binary or in text form.
+SAVED_MODEL_FILES = ("saved_model.pb", "saved_model.pbtxt")
+
 _ENGINES = {".tflite": "litert:LiteRtRuntime", ".onnx": "onnx:OnnxRuntime"}
 
 
-def load(path: Path | str, *, threads: int = 0) -> Runtime:
+def load(path: Path | str, options: RuntimeOptions = DEFAULT_OPTIONS) -> Runtime:
     """Load a ``.tflite`` file, an ``.onnx`` file or a SavedModel folder with its engine.
 
     Raises `ArtifactError` if the path is none of them.
@@ -90,8 +119,8 @@ def load(path: Path | str, *, threads: int = 0) -> Runtime:
     if not path.exists():
         raise ArtifactError(f"there is no model file {path}")
     engine = "saved_model:SavedModelRuntime" if path.is_dir() else _ENGINES.get(path.suffix)
-    if engine is None or (path.is_dir() and not (path / "saved_model.pb").is_file()):
+    if engine is None or (path.is_dir() and not any((path / file).is_file() for file in SAVED_MODEL_FILES)):
         raise ArtifactError(f"{path} is not a model: expected a .tflite file, an .onnx file or a SavedModel folder")
     module, name = engine.split(":")
     runtime: type[Runtime] = getattr(import_module(f".{module}", __package__), name)
-    return runtime.load(path, threads=threads)
+    return runtime.load(path, options)

@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import extras
-from ..errors import ArtifactError, InputError, UnavailableError, error_for_code
+from ..errors import ArtifactError, InputError, UnavailableError, UnimplementedError, error_for_code
 from ..signature import Signature, TensorSpec
-from .base import Runtime, check_names, select_outputs
+from .base import DEFAULT_OPTIONS, Runtime, RuntimeOptions, check_names, select_outputs
 
 ONEDNN_SWITCH = "TF_ENABLE_ONEDNN_OPTS"
 
 
 class SavedModelRuntime(Runtime):
-    """One SavedModel folder, the MetaGraph tagged ``serve``; TF1 and TF2, any signature."""
+    """One SavedModel folder, one MetaGraph of it (by default tagged ``serve``); TF1 and TF2, any signature."""
 
     name = "tensorflow"
 
@@ -49,16 +49,23 @@ class SavedModelRuntime(Runtime):
         }
 
     @classmethod
-    def load(cls, path: Path, *, threads: int = 0) -> Self:
+    def load(cls, path: Path, options: RuntimeOptions = DEFAULT_OPTIONS) -> Self:
         tf = extras.load("tensorflow", "running a SavedModel")
         if set("[]") & set(str(path)):
             raise ArtifactError(f"TensorFlow cannot read a path with '[' or ']': {path}; rename the folder")
         v1 = tf.compat.v1
-        config = v1.ConfigProto(intra_op_parallelism_threads=threads, inter_op_parallelism_threads=threads)
+        if options.device == "gpu" and not tf.config.list_physical_devices("GPU"):
+            raise UnimplementedError("TensorFlow finds no GPU here; use --device cpu")
+        config = v1.ConfigProto(
+            intra_op_parallelism_threads=options.threads,
+            inter_op_parallelism_threads=options.inter_op_threads,
+            device_count={} if options.device == "gpu" else {"GPU": 0},
+            gpu_options=v1.GPUOptions(per_process_gpu_memory_fraction=options.gpu_memory_fraction),
+        )
         session = v1.Session(graph=tf.Graph(), config=config)
         try:
             with session.graph.as_default():
-                meta_graph = v1.saved_model.loader.load(session, ["serve"], str(path))
+                meta_graph = v1.saved_model.loader.load(session, list(options.tags), str(path))
         except (tf.errors.OpError, OSError, RuntimeError, ValueError) as error:
             session.close()
             reason = " ".join(str(error).split())

@@ -311,7 +311,7 @@ def test_there_is_evidence_for_all_that_an_artifact_answers(store: Store, name: 
     found = manifest(store, name)
     rows = len(samples.test_samples(card(name)).inputs)
     for artifact in found.artifacts:
-        expected = set(found.signatures) if artifact.format in ("saved_model", "onnx") else {DEFAULT_SIGNATURE}
+        expected = set(found.signatures) if artifact.quantization == "float32" else {DEFAULT_SIGNATURE}
         assert set(artifact.evidence) == expected >= set(artifact.signatures)
         assert all(artifact.proves(signature) for signature in expected)
         main = artifact.evidence[DEFAULT_SIGNATURE]
