@@ -11,14 +11,22 @@ from .errors import MissingExtraError
 
 EXTRA_OF = {
     "ai_edge_litert.interpreter": "edge",
+    "grpc_health.v1.health": "serve",
+    "grpc_health.v1.health_pb2": "serve",
+    "grpc_health.v1.health_pb2_grpc": "serve",
+    "grpc_reflection.v1alpha.reflection": "serve",
+    "grpc_reflection.v1alpha.reflection_pb2": "serve",
+    "httptools": "serve",
     "keras": "export",
     "matplotlib": "export",
     "onnx": "export",
     "onnxruntime": "serve",
     "tensorflow": "export",
     "tf2onnx": "export",
-    "uvicorn": "serve",
 }
+
+# Packages that are not called as what they install.
+_PACKAGES = {"grpc_health": "grpcio-health-checking", "grpc_reflection": "grpcio-reflection"}
 
 
 def load(module: str, what: str) -> Any:
@@ -38,7 +46,7 @@ def load(module: str, what: str) -> Any:
         package = module.split(".", maxsplit=1)[0]
         if (error.name or "").split(".")[0] != package:
             raise
-        raise MissingExtraError(what, package.replace("_", "-"), EXTRA_OF[module]) from error
+        raise MissingExtraError(what, _distribution(package), EXTRA_OF[module]) from error
 
 
 def require(module: str, what: str, extra: str | None = None) -> None:
@@ -48,4 +56,8 @@ def require(module: str, what: str, extra: str | None = None) -> None:
     """
     package = module.split(".", maxsplit=1)[0]
     if find_spec(package) is None:
-        raise MissingExtraError(what, package.replace("_", "-"), extra or EXTRA_OF[module])
+        raise MissingExtraError(what, _distribution(package), extra or EXTRA_OF[module])
+
+
+def _distribution(package: str) -> str:
+    return _PACKAGES.get(package, package.replace("_", "-"))

@@ -79,7 +79,7 @@ def command(output: Path, duration: float) -> None:
     gRPC, over REST and with every exported file, times each file, and writes report.html and
     report.png. Exits with 7 if any path disagrees on a label or an export is too far from its source.
     """
-    for module in ("tensorflow", "matplotlib", "uvicorn"):
+    for module in ("tensorflow", "matplotlib", "httptools"):
         require(module, "the demo", "all")
     try:
         output.mkdir(parents=True, exist_ok=True)  # now, and not after all the work

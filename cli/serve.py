@@ -2,59 +2,177 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
+from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
-from ..errors import ServableError
-from ..store import Store
+from ..errors import ServableError, nearest
+from ..serving.engines import RUNTIME_CHOICES
+from ..serving.flags import BY_NAME, FLAGS, Flag, Support
+from ..serving.logs import LOG_FORMATS
 from .console import quiet, stdout
 
+if TYPE_CHECKING:
+    from ..serving import Server, ServerOptions
 
-@click.command()
-@click.argument("store", type=click.Path(path_type=Path))
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8500, show_default=True, help="gRPC port; 0: none.")
-@click.option(
-    "--rest_api_port", type=click.IntRange(0, 65535), default=8501, show_default=True, help="REST port; 0: none."
-)
-@click.option(
-    "--runtime",
-    type=click.Choice(["auto", "tensorflow", "onnx"]),
-    default="auto",
-    show_default=True,
-    help="auto: the ONNX twin where the manifest proves parity, TensorFlow otherwise.",
-)
-def command(store: Path, host: str, port: int, rest_api_port: int, runtime: str) -> None:
-    """Serve all models and versions of STORE over TensorFlow Serving's gRPC and REST API.
+_SECTIONS = {
+    Support.HONOURED: "Flags of tensorflow_model_server",
+    Support.NOT_YET: "Flags that are accepted and not acted on yet",
+    Support.NO_MEANING: "Flags that are accepted and have no effect here",
+    Support.REFUSED: "Flags that are refused",
+}
 
-    The store is read once, at start. SIGTERM or Ctrl-C stops the server: running requests finish,
-    and it exits with 0.
+# More signatures than these are counted, not named.
+_SHOWN = 8
+
+
+class _Value(click.ParamType[Any]):
+    """A flag's value, read as tensorflow_model_server reads it."""
+
+    def __init__(self, flag: Flag) -> None:
+        self.name = flag.kind
+        self._flag = flag
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._flag.parse(value)
+        except ValueError as error:
+            reason = str(error) if "expected" in str(error) else f"expected {self._flag.kind}"
+            self.fail(f"Couldn't interpret value {value} for flag {self._flag.name}: {reason}.", param, ctx)
+
+
+class _Serve(click.Command):
+    """Lets a boolean flag stand alone, and answers an unknown flag with the nearest known one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        booleans = {f"--{flag.name}" for flag in FLAGS if flag.kind == "bool"}
+        end = args.index("--") if "--" in args else len(args)
+        single = next((word for word in args[:end] if re.match(r"-[a-z_]{2,}", word)), None)
+        if single:  # click would take it for a row of one-letter options
+            raise click.UsageError(f"unknown argument: {single}; flags begin with two dashes", ctx)
+        args = [f"{word}=true" if i < end and word in booleans else word for i, word in enumerate(args)]
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            known = [option for parameter in self.get_params(ctx) for option in parameter.opts if option[:2] == "--"]
+            guess = nearest(error.option_name, known).partition("Known: ")[0].strip()  # all of them would be too many
+            raise click.UsageError(f"unknown argument: {error.option_name}{guess and f'; {guess}'}", ctx) from None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Our own options first, then the flags, by what they do here."""
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in ("Options", *_SECTIONS.values())}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record:
+                flag = BY_NAME.get(parameter.name or "")
+                title = _SECTIONS[flag.support] if flag else "Options"
+                sections[title].append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _sentence(note: str) -> str:
+    """The note with a capital letter, unless it begins with a name."""
+    first = note.split(maxsplit=1)[0]
+    return note[0].upper() + note[1:] if re.fullmatch(r"[a-z-]+[;:,]?", first) else note
+
+
+def _flag_option(flag: Flag) -> click.Option:
+    default = "" if flag.default == "" else f"  [default: {str(flag.default).lower()}]"
+    return click.Option(
+        [f"--{flag.name}", flag.name],
+        type=_Value(flag),
+        default=None,
+        help=f"{_sentence(flag.note)}.{default}",
+        metavar="[true|false]" if flag.kind == "bool" else flag.kind.upper(),
+    )
+
+
+def _command() -> click.Command:
+    own = [
+        click.Argument(["store"], type=click.Path(path_type=Path), required=False),
+        click.Option(["--host"], default="127.0.0.1", show_default=True, help="Address to listen on."),
+        click.Option(
+            ["--runtime"],
+            type=click.Choice(RUNTIME_CHOICES),
+            default="auto",
+            show_default=True,
+            help="auto: a twin where the manifest proves parity, TensorFlow otherwise.",
+        ),
+        click.Option(
+            ["--device"],
+            type=click.Choice(["cpu", "gpu"]),
+            default="cpu",
+            show_default=True,
+            help="gpu needs onnxruntime-gpu, or TensorFlow with CUDA.",
+        ),
+        click.Option(
+            ["--threads"],
+            type=click.IntRange(0),
+            metavar="NUMBER",
+            default=0,
+            show_default=True,
+            help="Threads of one model run; 0: one for ONNX and TFLite, TensorFlow's own choice there.",
+        ),
+        click.Option(["--access-log/--no-access-log"], default=False, help="Log each request."),
+        click.Option(
+            ["--log-format"],
+            type=click.Choice(LOG_FORMATS),
+            default="text",
+            show_default=True,
+            help="How log lines look, on stderr.",
+        ),
+    ]
+    return _Serve("serve", params=[*own, *map(_flag_option, FLAGS)], callback=_serve, help=_serve.__doc__)
+
+
+def _serve(store: Path | None, log_format: str, **values: Any) -> None:
+    r"""Serve models over TensorFlow Serving's gRPC and REST API.
+
+    \b
+    servable serve STORE
+    servable serve --model_name=NAME --model_base_path=/FOLDER --rest_api_port=8501
+
+    The first serves all models and versions of a store. The second takes tensorflow_model_server's own
+    flags, which mean here what they mean there: it serves the newest version below a folder, with REST
+    only if its port is given. Both serve gRPC on port 8500; with STORE, REST is on port 8501.
+
+    What is to be served is read once, at start. SIGTERM or Ctrl-C stops the server: running requests
+    have five seconds to finish, and it exits with 0.
     """
+    if values.get("version"):
+        click.echo(f"TensorFlow ModelServer: servable {version('servable')}")
+        return
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    from ..serving import Server, ServerOptions
-    from ..serving.servable import RUNTIME_CHOICES, Servable
+    from ..serving import Server, logs, options
+    from ..serving.servable import Servable
 
-    options = ServerOptions(
-        host=host,
-        port=port or None,
-        rest_api_port=rest_api_port or None,
-        runtime=next(choice for choice in RUNTIME_CHOICES if choice == runtime),
-    )
+    logs.configure(next(known for known in LOG_FORMATS if known == log_format))
+    given = {name: values.pop(name) for name in BY_NAME if values.get(name) is not None}
+    own = {name: value for name, value in values.items() if name not in BY_NAME}
+    plan = options.from_flags(given, own, store)
+    for warning in plan.warnings:
+        click.echo(f"warning: {warning}", err=True)
     lines: list[str] = []
 
     def report(name: str, version: int, loaded: Servable | ServableError) -> None:
         lines.append(f"  {name} version {version}: {_describe(loaded)}")
 
     with quiet():
-        server = Server(Store(store), options, report)
+        server = Server(plan.aspired, plan.options, report)
     with server:
-        _announce(stdout(), store, host, server.grpc_port, server.rest_port, lines)
+        _announce(stdout(), [f"serving {store or given['model_base_path']}", *lines, *_addresses(server, plan.options)])
         while not stop.wait(1.0):
             pass  # wait() without a limit would not be woken by a signal on every platform
 
@@ -67,18 +185,29 @@ def _describe(loaded: object) -> str:
     by_runtime: dict[str, list[str]] = {}
     for signature, engine in loaded.engines.items():
         by_runtime.setdefault(f"{engine.runtime} ({engine.reason})", []).append(signature)
-    return "; ".join(f"{', '.join(sorted(names))} → {runtime}" for runtime, names in by_runtime.items())
+    return "; ".join(
+        f"{', '.join(sorted(names)) if len(names) <= _SHOWN else f'{len(names)} signatures'} → {runtime}"
+        for runtime, names in by_runtime.items()
+    )
 
 
-def _announce(
-    out: Console, store: Path, host: str, grpc_port: int | None, rest_port: int | None, lines: list[str]
-) -> None:
-    out.print(f"serving {store}", soft_wrap=True)
+def _addresses(server: Server, options: ServerOptions) -> list[str]:
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    secure = " (TLS)" if options.grpc.credentials else ""
+    lines = [f"gRPC at {host}:{server.grpc_port}{secure}"] if server.grpc_port else []
+    if options.grpc.socket_path:
+        lines.append(f"gRPC at unix:{options.grpc.socket_path}{secure}")
+    if server.rest_port:
+        lines.append(f"REST at http://{host}:{server.rest_port}/v1/models/MODEL")
+        if options.rest.metrics_path:
+            lines.append(f"metrics at http://{host}:{server.rest_port}{options.rest.metrics_path}")
+    return lines
+
+
+def _announce(out: Console, lines: list[str]) -> None:
     for line in lines:
         out.print(line, soft_wrap=True)
-    shown = f"[{host}]" if ":" in host else host
-    if grpc_port:
-        out.print(f"gRPC at {shown}:{grpc_port}", soft_wrap=True)
-    if rest_port:
-        out.print(f"REST at http://{shown}:{rest_port}/v1/models/MODEL", soft_wrap=True)
     out.file.flush()
+
+
+command = _command()

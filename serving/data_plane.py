@@ -1,26 +1,33 @@
 """The transport-free core: numpy in, numpy out, TensorFlow Serving's errors.
 
 The gRPC and REST fronts only decode requests into these calls and encode what they return. Message
-texts are the original's, since clients and scripts match on them.
+texts are the original's (``servables/tensorflow/predict_util.cc``), since clients and scripts match
+on them. Each call takes the `Call` of its request, in which it notes the engine and the time of a run.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import FailedPreconditionError, InputError, InvalidArgumentError
-from ..signature import DEFAULT_SIGNATURE, Signature
-from ..wire.tensors import BY_NAME, dtype_of
+from ..errors import FailedPreconditionError, InputError, InternalError, InvalidArgumentError, UnimplementedError
+from ..signature import CLASSIFY_METHOD, DEFAULT_SIGNATURE, PREDICT_METHOD, REGRESS_METHOD, Signature
+from ..wire.tensors import dtype_of
+from . import inference
+from .inference import Classification
 from .manager import Manager, VersionStatus
+from .monitoring import DECODE, QUEUE, RUN, Call
 from .servable import Servable
 
+_PREDICT_METHODS = (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD)
 
-@dataclass(frozen=True)
-class ModelSpec:
+
+class ModelSpec(NamedTuple):
     """Which model, version and signature a request asks for; an empty signature is the default one."""
 
     name: str
@@ -34,20 +41,18 @@ class ModelSpec:
         return self.signature_name or DEFAULT_SIGNATURE
 
 
-@dataclass(frozen=True)
-class PredictResult:
-    """The version that answered, and its outputs."""
-
-    servable: Servable
-    signature_key: str
-    outputs: Mapping[str, NDArray[Any]]
-
-
 class DataPlane:
-    """Answers the calls of both services from a `Manager`'s servables."""
+    """Answers the calls of both services from a `Manager`'s servables.
 
-    def __init__(self, manager: Manager) -> None:
+    ``check_method_names`` holds each call to signatures of its own method name
+    (``--enable_signature_method_name_check``).
+    """
+
+    def __init__(self, manager: Manager, *, check_method_names: bool = False) -> None:
         self._manager = manager
+        self._check_method_names = check_method_names
+        # More runs at a time than processors only take the caches from each other.
+        self._slots = threading.Semaphore(_processors())
 
     def resolve(self, spec: ModelSpec) -> Servable:
         """The servable that a spec names.
@@ -61,26 +66,97 @@ class DataPlane:
         return self._manager.find(spec.name, spec.version)
 
     def predict(
-        self, spec: ModelSpec, inputs: Mapping[str, NDArray[Any]], output_filter: Sequence[str] = ()
-    ) -> PredictResult:
-        """Run one signature; all of its outputs where the filter is empty."""
-        return self.predict_on(self.resolve(spec), spec, inputs, output_filter)
-
-    def predict_on(
         self,
         servable: Servable,
         spec: ModelSpec,
         inputs: Mapping[str, NDArray[Any]],
-        output_filter: Sequence[str] = (),
-    ) -> PredictResult:
-        """The same on a servable that was resolved before, so that both look at one version."""
+        output_filter: Sequence[str],
+        call: Call,
+    ) -> dict[str, NDArray[Any]]:
+        """Run one signature of a servable that was resolved before; all outputs where the filter is empty."""
         key = spec.signature_key
         signature = servable.signatures.get(key)
         if signature is None:
             raise FailedPreconditionError(f'Serving signature key "{key}" not found.')
-        _check_inputs(signature, inputs)
-        wanted = _wanted(signature, output_filter)
-        return PredictResult(servable, key, servable.run(key, inputs, wanted))
+        if self._check_method_names and signature.method_name not in _PREDICT_METHODS:
+            raise InternalError(
+                f"Expected prediction signature method_name to be one of {{{', '.join(_PREDICT_METHODS)}}}. "
+                f"Was: {signature.method_name}"
+            )
+        return self._run(servable, key, _complete(servable, signature, inputs), _wanted(signature, output_filter), call)
+
+    def classify(self, servable: Servable, spec: ModelSpec, examples: Sequence[bytes], call: Call) -> Classification:
+        """Run a classification signature on serialized tf.Examples."""
+        signature = _signature(servable, spec)
+        if self._check_method_names:
+            inference.check_method(signature, "classification", CLASSIFY_METHOD)
+        names = inference.check_classify_signature(signature)
+        outputs = self._run_examples(servable, signature, examples, names, call)
+        return inference.to_classification(outputs, len(examples))
+
+    def regress(self, servable: Servable, spec: ModelSpec, examples: Sequence[bytes], call: Call) -> NDArray[Any]:
+        """Run a regression signature on serialized tf.Examples; float32 of shape (batch,)."""
+        signature = _signature(servable, spec)
+        if self._check_method_names:
+            inference.check_method(signature, "regression", REGRESS_METHOD)
+        names = inference.check_regress_signature(signature)
+        outputs = self._run_examples(servable, signature, examples, names, call)
+        return inference.to_regression(outputs, len(examples))
+
+    def multi_inference(
+        self, servable: Servable, tasks: Sequence[tuple[ModelSpec, str]], examples: Sequence[bytes], call: Call
+    ) -> list[Classification | NDArray[Any]]:
+        """Run several signatures on the same examples; ``tasks`` are specs with the method to use."""
+        signatures = []
+        for spec, method in tasks:
+            if not spec.name:
+                raise InvalidArgumentError("Found ModelSpec with an empty model name.")
+            if spec.name != tasks[0][0].name:
+                raise InvalidArgumentError("All ModelSpecs in a MultiInferenceRequest must access the same model name.")
+            key = spec.signature_key
+            if key in signatures:
+                raise InvalidArgumentError(f"Duplicate evaluation of signature: {key}")
+            signatures.append(key)
+            if key not in servable.signatures:
+                raise InvalidArgumentError(f"Requested signature not found in model graph: {key}")
+            if method not in (CLASSIFY_METHOD, REGRESS_METHOD):
+                raise UnimplementedError(f"Unsupported signature method_name: {method}")
+        return [
+            self.classify(servable, spec, examples, call)
+            if method == CLASSIFY_METHOD
+            else self.regress(servable, spec, examples, call)
+            for spec, method in tasks
+        ]
+
+    def _run_examples(
+        self, servable: Servable, signature: Signature, examples: Sequence[bytes], outputs: Sequence[str], call: Call
+    ) -> dict[str, NDArray[Any]]:
+        if not examples:
+            raise InvalidArgumentError("Input is empty.")
+        batch = np.empty(len(examples), dtype=object)
+        batch[:] = examples
+        inputs = {"inputs": batch}
+        _check_dtypes(servable, signature.name, inputs)
+        return self._run(servable, signature.name, inputs, outputs, call)
+
+    def _run(
+        self, servable: Servable, key: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], call: Call
+    ) -> dict[str, NDArray[Any]]:
+        engine = servable.engines.get(key)
+        call.version = servable.version
+        call.engine = engine
+        call.lap(DECODE)
+        if not call.pooled or engine is None or engine.runtime == "tensorflow":  # which has threads of its own
+            try:
+                return servable.run(key, inputs, outputs)
+            finally:
+                call.lap(RUN)
+        with self._slots:
+            call.lap(QUEUE)
+            try:
+                return servable.run(key, inputs, outputs)
+            finally:
+                call.lap(RUN)
 
     def metadata(self, spec: ModelSpec, fields: Sequence[str]) -> Servable:
         """The servable whose ``signature_defs`` are the metadata asked for."""
@@ -97,28 +173,73 @@ class DataPlane:
         """States of one version or of all, highest first; a label is ignored, as in the original."""
         return self._manager.statuses(spec.name, spec.version)
 
+    def models(self) -> list[str]:
+        """Names of the models that were configured."""
+        return self._manager.models()
 
-def _check_inputs(signature: Signature, inputs: Mapping[str, NDArray[Any]]) -> None:
-    if len(inputs) != len(signature.inputs):
+    def engines(self, name: str) -> dict[int, Mapping[str, Any]]:
+        """Version → signature → `Engine` of the loaded versions of a model."""
+        return self._manager.engines(name)
+
+
+def _signature(servable: Servable, spec: ModelSpec) -> Signature:
+    signature = servable.signatures.get(spec.signature_key)
+    if signature is None:
+        raise InvalidArgumentError(f"No signature was found with the name: {spec.signature_key}")
+    return signature
+
+
+def _processors() -> int:
+    """How many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _complete(
+    servable: Servable, signature: Signature, inputs: Mapping[str, NDArray[Any]]
+) -> Mapping[str, NDArray[Any]]:
+    """The inputs of a request with the signature's defaults filled in, checked by name and dtype."""
+    defaults = servable.defaults[signature.name]
+    if inputs.keys() != signature.inputs.keys():
+        inputs = _fill(signature, inputs, defaults)
+    _check_dtypes(servable, signature.name, inputs)
+    return inputs
+
+
+def _check_dtypes(servable: Servable, key: str, inputs: Mapping[str, NDArray[Any]]) -> None:
+    for position, (name, want) in enumerate(servable.input_dtypes[key].items()):
+        if want is not None and inputs[name].dtype != want.numpy:
+            given = dtype_of(inputs[name])
+            if given.numpy_name != want.numpy_name:
+                raise InputError(f"Expects arg[{position}] to be {want.wire_name} but {given.wire_name} is provided")
+
+
+def _fill(
+    signature: Signature, inputs: Mapping[str, NDArray[Any]], defaults: Mapping[str, NDArray[Any]]
+) -> Mapping[str, NDArray[Any]]:
+    sent, known = sorted(inputs), sorted(signature.inputs)
+    if len(sent) > len(known) or (len(sent) < len(known) and not defaults):
         extra = ",".join(sorted(inputs.keys() - signature.inputs.keys()))
         missing = ",".join(sorted(signature.inputs.keys() - inputs.keys()))
         raise InputError(
-            f"input size does not match signature: {len(inputs)}!={len(signature.inputs)} "
-            f"len({{{','.join(sorted(inputs))}}}) != len({{{','.join(sorted(signature.inputs))}}}). "
+            f"input size does not match signature: {len(sent)}!={len(known)} "
+            f"len({{{','.join(sent)}}}) != len({{{','.join(known)}}}). "
             f"Sent extra: {{{extra}}}. Missing but required: {{{missing}}}."
         )
+    used = [name for name in signature.inputs if name in inputs]
     for name, spec in signature.inputs.items():
-        if name not in inputs:
+        if name not in inputs and name not in defaults:
             raise InputError(
                 f"Signature input alias: {name}(feed name: {spec.tensor_name}) not found in request and no default "
-                f"value provided. Inputs expected to be in the request {{{','.join(sorted(inputs))}}}, or default "
-                "input alias set: "
+                f"value provided. Inputs expected to be in the request {{{','.join(sent)}}}, or default "
+                f"input alias set: {','.join(sorted(defaults))}"
             )
-    for position, (name, spec) in enumerate(signature.inputs.items()):
-        given = dtype_of(inputs[name])
-        want = BY_NAME.get(spec.dtype)
-        if want is not None and given.numpy_name != want.numpy_name:
-            raise InputError(f"Expects arg[{position}] to be {want.wire_name} but {given.wire_name} is provided")
+    if len(used) != len(sent):
+        raise InputError(
+            f"Inputs contains invalid name. Used request inputs: {','.join(used)}, request input: {','.join(sent)}"
+        )
+    return {name: inputs[name] if name in inputs else defaults[name] for name in signature.inputs}
 
 
 def _wanted(signature: Signature, output_filter: Sequence[str]) -> list[str]:

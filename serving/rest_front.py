@@ -1,202 +1,255 @@
-"""The REST front: an ASGI application over the data plane, and the uvicorn server that runs it."""
+"""The REST front: TensorFlow Serving's HTTP API over the data plane."""
 
 from __future__ import annotations
 
-import asyncio
-import gzip
 import logging
-import re
-import socket
-import threading
 import zlib
-from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-from urllib.parse import unquote
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
 
-from .. import extras
-from ..errors import AddressInUseError, InternalError, InvalidArgumentError, ServableError, UnimplementedError
-from ..wire import json_codec, json_text
+from ..errors import Code, DeadlineExceededError, InternalError, InvalidArgumentError, ServableError
+from ..wire import json_codec, json_examples, json_text
+from . import monitoring, openapi, routes
+from .access_log import REQUEST_ID, AccessLog, is_good_id, new_id
 from .data_plane import DataPlane, ModelSpec
-from .encode import metadata_json, status_json
+from .encode import engines_header, metadata_json, status_json
+from .http import HTML, Request, Response, page
+from .http_server import HttpServer
+from .monitoring import ENCODE, QUEUE, Call, Monitor
+from .pace import Stopwatch
 
 _log = logging.getLogger(__name__)
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-
-_POST = re.compile(
-    r"(?i)/v1/models/([^/:]+)(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?:(classify|regress|predict)", re.ASCII
-)
-_GET = re.compile(
-    r"(?i)/v1/models(?:/([^/:]+))?(?:(?:/versions/(\d+))|(?:/labels/([^/:]+)))?(?:/(metadata))?", re.ASCII
-)
-_METHODS = {"GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH"}
-_BAD_ESCAPE = re.compile(r"%(?![0-9a-fA-F]{2})")
-# Longer than clients keep an idle connection, so that the server does not close one that is being used.
-KEEP_ALIVE_S = 75
 _MAX_UNZIPPED = 100 * 2**20
-_NOT_FOUND_PAGE = (
-    b"<html><head><title>404 Not Found</title></head><body><h1>Not Found</h1>"
-    b"<p>The API begins at /v1/models</p></body></html>\n"
+_CACHED_TARGET_BYTES = 512
+_CORS = (
+    (b"Access-Control-Allow-Origin", b"*"),
+    (b"Access-Control-Allow-Methods", b"POST, GET"),
+    (b"Access-Control-Allow-Headers", b"Content-Type"),
 )
+_OPTIONS_TYPE = b"text/html; charset=ISO-8859-1"
+_REQUEST_ID = REQUEST_ID.encode()
 
 
-class RestApp:
-    """The ASGI application. Models run in ``pool``, so that a slow one does not hold up the others."""
+@dataclass(frozen=True)
+class RestOptions:
+    """``timeout_s`` limits a model's run; a ``metrics_path`` of "" shows no metrics."""
 
-    def __init__(self, plane: DataPlane, pool: ThreadPoolExecutor) -> None:
-        self._plane = plane
-        self._pool = pool
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            return
-        target = scope["raw_path"].decode("latin-1")
-        if scope["query_string"]:
-            target += "?" + scope["query_string"].decode("latin-1")
-        try:
-            body = await _read_body(receive)
-        except asyncio.CancelledError:
-            return  # the server stops while the client is still sending
-        if body is None:
-            return
-        if not target.lower().startswith("/v1/"):
-            await _reply(send, 404, b"text/html", _NOT_FOUND_PAGE)
-            return
-        if scope["method"] == "OPTIONS":
-            await _reply(send, 200 if _has_origin(scope) else 400, b"text/html; charset=ISO-8859-1", b"")
-            return
-        loop = asyncio.get_running_loop()
-        status, answer = await loop.run_in_executor(self._pool, self._handle, scope, target, body)
-        await _reply(send, status, b"application/json", answer)
-
-    def _handle(self, scope: Scope, target: str, body: bytes) -> tuple[int, bytes]:
-        try:
-            return 200, self._answer(scope, target, body)
-        except ServableError as error:
-            return error.http_status, json_text.format_error(str(error))
-        except Exception as error:  # noqa: BLE001  # whatever a model does, the caller gets a status
-            _log.exception("request failed")
-            failure = InternalError(f"{type(error).__name__}: {error}")
-            return failure.http_status, json_text.format_error(str(failure))
-
-    def _answer(self, scope: Scope, target: str, body: bytes) -> bytes:
-        method = scope["method"]
-        if method not in _METHODS:
-            raise UnimplementedError(f"Method not implemented: {method}")
-        if _BAD_ESCAPE.search(target):
-            raise InvalidArgumentError(f"Malformed request: {method} {target}: % begins no escape of two hex digits")
-        if method == "POST" and (match := _POST.fullmatch(target)) and match[4] == "predict":
-            return self._predict(_spec(match), _decoded(scope, body))
-        if method == "GET" and (match := _GET.fullmatch(target)):
-            if not match[1]:
-                raise InvalidArgumentError("Missing model name in request.")
-            spec = _spec(match)
-            if match[4] == "metadata":
-                return metadata_json(self._plane, spec)
-            return status_json(self._plane.status(spec))
-        raise InvalidArgumentError(f"Malformed request: {method} {target}")
-
-    def _predict(self, spec: ModelSpec, body: bytes) -> bytes:
-        request = json_codec.parse_predict(body)
-        spec = ModelSpec(spec.name, spec.version, spec.version_label, request.signature_name)
-        servable = self._plane.resolve(spec)
-        signature = servable.signatures.get(spec.signature_key)
-        if signature is None:
-            raise InvalidArgumentError(f'Serving signature name: "{spec.signature_key}" not found in signature def')
-        result = self._plane.predict_on(servable, spec, request.arrays(signature))
-        return json_codec.format_predict(result.outputs, row=request.row)
-
-
-def _spec(match: re.Match[str]) -> ModelSpec:
-    digits = (match[2] or "").lstrip("0")
-    version = int(digits[:20] or "0") if match[2] else None
-    if version is not None and version >= 2**63:
-        raise InvalidArgumentError(f"Version {match[2][:40]} does not fit into a 64-bit integer")
-    label = unquote(match[3]) if match[3] else None
-    return ModelSpec(unquote(match[1]), version, label)
-
-
-def _decoded(scope: Scope, body: bytes) -> bytes:
-    """The body, gunzipped if the request says so; a bad gzip counts as an empty document."""
-    encodings = [value for name, value in scope["headers"] if name == b"content-encoding"]
-    if not any(b"gzip" in value for value in encodings):
-        return body
-    unzip = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    try:
-        plain = unzip.decompress(body, _MAX_UNZIPPED)
-    except (zlib.error, gzip.BadGzipFile):
-        return b""
-    return plain if unzip.eof and not unzip.unused_data else b""
-
-
-def _has_origin(scope: Scope) -> bool:
-    origins = [value for name, value in scope["headers"] if name == b"origin"]
-    return any(b"http://" in value or b"https://" in value for value in origins)
-
-
-async def _read_body(receive: Receive) -> bytes | None:
-    """The whole request body, or None if the client went away."""
-    parts = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def _reply(send: Send, status: int, content_type: bytes, body: bytes) -> None:
-    headers = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    threads: int = 4
+    timeout_s: float | None = 30.0
+    cors: bool = False
+    metrics_path: str = ""
 
 
 class RestFront:
-    """A uvicorn server on one TCP address, in a thread of its own."""
+    """The REST API on one TCP address."""
 
-    def __init__(self, plane: DataPlane, host: str, port: int, threads: int) -> None:
-        """Bind the address. Raises `AddressInUseError` if it cannot be bound."""
-        uvicorn = extras.load("uvicorn", "the REST API")
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._socket = socket.socket(family, socket.SOCK_STREAM)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            self._socket.bind((host, port))
-            self._socket.listen(2048)  # now, for only this tells that another server is starting on the port
-        except OSError as error:
-            self._socket.close()
-            raise AddressInUseError(
-                f"cannot listen on {host}:{port} for REST: {error.strerror}; choose another with --rest_api_port"
-            ) from error
-        self.port: int = self._socket.getsockname()[1]
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
-        config = uvicorn.Config(
-            RestApp(plane, self._pool),
-            lifespan="off",
-            log_level="warning",
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="rest", daemon=True)
+    def __init__(
+        self, plane: DataPlane, host: str, port: int, options: RestOptions, monitor: Monitor, access_log: AccessLog
+    ) -> None:
+        """Bind the address; raises what `HttpServer` raises."""
+        self._plane = plane
+        self._options = options
+        self._monitor = monitor
+        self._access_log = access_log
+        self._find_route = lru_cache(maxsize=1024)(routes.find)
+        self._http = HttpServer(self._exchange, host, port, options.threads, routes.is_plain)
+        self.port = self._http.port
 
     def start(self) -> None:
-        """Begin to answer; connections made before wait in the socket's queue."""
-        self._thread.start()
+        """Begin to answer."""
+        self._http.start()
 
     def stop(self, grace_s: float) -> None:
         """Refuse new connections, let running requests finish within ``grace_s`` seconds."""
-        self._server.should_exit = True
-        if self._thread.is_alive():
-            self._thread.join(grace_s)
-        if self._thread.is_alive():
-            self._server.force_exit = True
-            self._thread.join(1.0)
-        self._socket.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._http.stop(grace_s)
+
+    def _exchange(self, request: Request) -> _Exchange:
+        # A long target is hardly asked for twice, and none of them shall fill the memory.
+        find = self._find_route if len(request.target) <= _CACHED_TARGET_BYTES else routes.find
+        return _Exchange(self, request, find(request.method, request.target))
+
+    # what an exchange asks of its front
+
+    @property
+    def timeout_s(self) -> float | None:
+        """Limit of a model's run."""
+        return self._options.timeout_s
+
+    def answer(self, request: Request, route: routes.Route | None, call: Call) -> Response:
+        """The response to anything that came over the wire; raises `ServableError`."""
+        if request.method not in _ROUTED_METHODS:
+            return page(501)
+        if route is None:
+            return page(400)
+        if self._options.metrics_path and route.path.partition("?")[0] == self._options.metrics_path:
+            return self._metrics(route)
+        if not route.api:
+            return self._outside(request, route)
+        if request.method == b"OPTIONS":
+            found = _header(request, b"origin")
+            allowed = any(b"http://" in value or b"https://" in value for value in found)
+            return Response(200 if allowed else 400, b"", _OPTIONS_TYPE)
+        if route.problem:
+            raise InvalidArgumentError(route.problem)
+        if route.verb == "metadata":
+            return Response(200, metadata_json(self._plane, route.spec))
+        if route.verb == "status":
+            statuses = self._plane.status(route.spec)
+            engines = engines_header(self._plane.engines(route.spec.name))
+            return Response(200, status_json(statuses), headers=((b"Servable-Engines", engines.encode()),))
+        call.lap(QUEUE)
+        body = _VERBS[route.verb](self._plane, route.spec, _decoded(request), call)
+        call.lap(ENCODE)
+        return Response(200, body)
+
+    def _metrics(self, route: routes.Route) -> Response:
+        if "?" in route.path:
+            path = self._options.metrics_path
+            return Response(400, f"Unexpected path: {route.path}. Should be {path}".encode(), monitoring.CONTENT_TYPE)
+        return Response(200, self._monitor.page(), monitoring.CONTENT_TYPE)
+
+    def _outside(self, request: Request, route: routes.Route) -> Response:
+        if request.method in (b"GET", b"HEAD"):
+            if route.path == "/healthz":
+                return Response(200, b'{"status": "SERVING"}\n')
+            if route.path == "/openapi.json":
+                return Response(200, openapi.document(self._plane.models(), self._options.metrics_path))
+        return Response(404, _NOT_FOUND, HTML)
+
+    def cors_headers(self, route: routes.Route | None) -> tuple[tuple[bytes, bytes], ...]:
+        """What to add to a response under /v1/."""
+        return _CORS if self._options.cors and route is not None and route.api else ()
+
+    def finished(
+        self, request: Request, route: routes.Route | None, call: Call, response: Response, code: Code
+    ) -> None:
+        """Count and log a request that was answered."""
+        if route is not None and route.api and request.method in _ROUTED_METHODS:
+            self._monitor.finish(call, code)
+        if self._access_log.enabled:
+            self._access_log.http(request, response, call)
+
+
+_ROUTED_METHODS = (b"GET", b"POST", b"HEAD", b"PUT", b"DELETE", b"OPTIONS", b"PATCH")
+_NOT_FOUND = (
+    b"<html><head><title>404 Not Found</title></head><body><h1>Not Found</h1>"
+    b"<p>The API begins at /v1/models; it is described at /openapi.json</p></body></html>\n"
+)
+
+
+class _Exchange:
+    """One request between HTTP and the data plane."""
+
+    __slots__ = ("_call", "_code", "_front", "_request", "_route", "quick")
+
+    def __init__(self, front: RestFront, request: Request, route: routes.Route | None) -> None:
+        self._front = front
+        self._request = request
+        self._route = route
+        verb = route.verb if route and route.verb in routes.VERBS else ""
+        self._call = Call(verb, "REST", request.started_ns)
+        self._call.request_id = _request_id(request)
+        self._call.model = route.spec.name if route else ""
+        self._code = Code.OK
+        # Whether it will be answered at once, as far as the last ones of its route tell.
+        self.quick = not verb or (route is not None and route.pace.is_quick(len(request.body)))
+
+    @property
+    def timeout_s(self) -> float | None:
+        return self._front.timeout_s
+
+    def run(self) -> Response:
+        request, front = self._request, self._front
+        self._call.pooled = not self.quick
+        watch = Stopwatch(self._call)
+        try:
+            response = front.answer(request, self._route, self._call)
+            if response.status == 400:  # an OPTIONS without origin
+                self._code = Code.INVALID_ARGUMENT
+        except ServableError as error:
+            self._code = error.code
+            response = Response(error.http_status, json_text.format_error(str(error)))
+        except Exception as error:  # noqa: BLE001  # whatever a model does, the caller gets a status
+            _log.exception("request %s failed", self._call.request_id)
+            self._code = Code.INTERNAL
+            failure = InternalError(f"{type(error).__name__}: {error}")
+            response = Response(failure.http_status, json_text.format_error(str(failure)))
+        if self._route and self._call.engine is not None:
+            self._route.pace.note(len(request.body), watch.elapsed_ns())
+        return self._with_headers(response)
+
+    def expired(self) -> Response:
+        self._code = Code.DEADLINE_EXCEEDED
+        error = DeadlineExceededError("Timed out waiting for notification")
+        return self._with_headers(Response(error.http_status, json_text.format_error(str(error))))
+
+    def _with_headers(self, response: Response) -> Response:
+        response.headers = (
+            *response.headers,
+            (b"X-Request-Id", self._call.request_id.encode()),
+            *self._front.cors_headers(self._route),
+        )
+        return response
+
+    def finish(self, response: Response) -> None:
+        self._front.finished(self._request, self._route, self._call, response, self._code)
+
+
+def _predict(plane: DataPlane, spec: ModelSpec, body: bytes, call: Call) -> bytes:
+    request = json_codec.parse_predict(body)
+    spec = _with_signature(spec, request.signature_name)
+    servable = plane.resolve(spec)
+    signature = servable.signatures.get(spec.signature_key)
+    if signature is None:
+        raise InvalidArgumentError(f'Serving signature name: "{spec.signature_key}" not found in signature def')
+    outputs = plane.predict(servable, spec, request.arrays(signature), (), call)
+    return json_codec.format_predict(outputs, row=request.row)
+
+
+def _classify(plane: DataPlane, spec: ModelSpec, body: bytes, call: Call) -> bytes:
+    request = json_examples.parse_examples(body)
+    spec = _with_signature(spec, request.signature_name)
+    result = plane.classify(plane.resolve(spec), spec, request.examples, call)
+    return json_examples.format_classification(result.classes, result.scores)
+
+
+def _regress(plane: DataPlane, spec: ModelSpec, body: bytes, call: Call) -> bytes:
+    request = json_examples.parse_examples(body)
+    spec = _with_signature(spec, request.signature_name)
+    return json_examples.format_regression(plane.regress(plane.resolve(spec), spec, request.examples, call))
+
+
+_VERBS: dict[str, Callable[[DataPlane, ModelSpec, bytes, Call], bytes]] = {
+    "predict": _predict,
+    "classify": _classify,
+    "regress": _regress,
+}
+
+
+def _with_signature(spec: ModelSpec, name: str) -> ModelSpec:
+    return ModelSpec(spec.name, spec.version, spec.version_label, name) if name else spec
+
+
+def _request_id(request: Request) -> str:
+    for key, value in request.headers:
+        if key == _REQUEST_ID and is_good_id(text := value.decode("latin-1")):
+            return text
+    return new_id()
+
+
+def _header(request: Request, name: bytes) -> list[bytes]:
+    return [value for key, value in request.headers if key == name]
+
+
+def _decoded(request: Request) -> bytes:
+    """The body, gunzipped if the request says so; a bad gzip counts as an empty document."""
+    if not any(b"gzip" in value for value in _header(request, b"content-encoding")):
+        return request.body
+    unzip = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        plain = unzip.decompress(request.body, _MAX_UNZIPPED)
+    except zlib.error:
+        return b""
+    return plain if unzip.eof and not unzip.unused_data else b""

@@ -118,6 +118,6 @@ def test_nearest(name: str, known: list[str], expected: str) -> None:
 
 
 def test_missing_extra_names_the_command() -> None:
-    error = errors.MissingExtraError("the server", "uvicorn", "serve")
+    error = errors.MissingExtraError("the server", "httptools", "serve")
     assert re.search(r"run: pip install (-e )?'.+\[serve\]'$", str(error))
-    assert (error.package, error.extra) == ("uvicorn", "serve")
+    assert (error.package, error.extra) == ("httptools", "serve")

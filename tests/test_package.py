@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 
 import servable
+from servable.clients import is_ready
 from servable.models import samples
+from servable.process import Child
 from servable.serving import Server
 from servable.store import Store
 
@@ -186,7 +188,7 @@ def test_the_base_install_helps(base: Path, tmp_path: Path) -> None:
         (("export", "cnn"), "tensorflow", "export"),
         (("train", "cnn"), "tensorflow", "export"),
         (("demo",), "tensorflow", "all"),
-        (("serve", "STORE"), "uvicorn", "serve"),
+        (("serve", "STORE"), "httptools", "serve"),
         (("predict", "STORE/cnn/1/model.tflite", TROUSER), "ai-edge-litert", "edge"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else None,
@@ -214,6 +216,37 @@ def test_the_base_install_predicts_from_a_server(base: Path, server: Server, tmp
     assert predicted.stderr == ""
     predicted = must(base / "servable", "predict", f"{scheme}://127.0.0.1:{port}/celsius", "100", cwd=tmp_path)
     assert "→  212" in predicted.stdout
+
+
+@pytest.fixture(scope="session")
+def serving(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment with the base install and the extra ``serve``."""
+    folder = tmp_path_factory.mktemp("serving") / "venv"
+    must(sys.executable, "-m", "venv", folder)
+    must(
+        folder / "bin" / "pip", "install", "-q", "--disable-pip-version-check", "--only-binary=:all:",
+        "-c", ROOT / "constraints.txt", f"{wheel}[serve]",
+    )  # fmt: skip
+    return folder
+
+
+def test_the_serving_install_is_small(serving: Path) -> None:
+    (packages,) = serving.glob("lib/python*/site-packages")
+    ours = [path for path in packages.iterdir() if not path.name.startswith(("pip", "setuptools", "pkg_resources"))]
+    files = [file for path in ours for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    assert megabytes <= 260
+    assert not [path.name for path in ours if path.name.startswith(("tensorflow", "keras"))]
+
+
+def test_the_serving_install_serves_twins(serving: Path, store: Store, free_port: int, tmp_path: Path) -> None:
+    command = [str(serving / "bin" / "servable"), "serve", str(store.root), "--port=0", f"--rest_api_port={free_port}"]
+    target = f"http://127.0.0.1:{free_port}/cnn"
+    with Child(command, tmp_path / "log", "servable serve") as child:
+        child.wait_until(lambda: is_ready(target), 60)
+        predicted = must(serving / "bin" / "servable", "predict", target, TROUSER, cwd=tmp_path)
+        assert "→  Trouser" in predicted.stdout
+        assert child.stop() == 0
 
 
 def test_importing_servable_imports_nothing_heavy(tmp_path: Path) -> None:

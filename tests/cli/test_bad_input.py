@@ -54,12 +54,15 @@ def here(capfd: pytest.CaptureFixture[str]) -> Here:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("exprot", "no command 'exprot'; did you mean 'export'? Known: bench, demo, export, models, predict, serve"),
+        (
+            "exprot",
+            "no command 'exprot'; did you mean 'export'? Known: bench, demo, export, list, models, predict, serve",
+        ),
         ("--verison", "No such option '--verison'. Did you mean '--version'? (see servable --help)"),
         ("export cnn --stor x", "No such option '--stor'. Did you mean '--store'? (see servable export --help)"),
         ("export", "Missing argument 'NAME...'. (see servable export --help)"),
-        ("serve", "Missing argument 'STORE'. (see servable serve --help)"),
-        ("serve s --port 99999", "Invalid value for '--port': 99999 is not in the range 0<=x<=65535."),
+        ("serve", "there is nothing to serve: give a STORE, or --model_name and --model_base_path"),
+        ("serve s --port 99999", "--port is 99999; give a port from 0 to 65535"),
         (
             "serve s --runtime torch",
             "Invalid value for '--runtime': 'torch' is not one of 'auto', 'tensorflow', 'onnx'",
@@ -140,7 +143,7 @@ def test_serving_no_store(cli: Cli, tmp_path: Path, free_port: int, kind: str) -
 
 def test_serving_on_no_port(cli: Cli, store: Store) -> None:
     error = the_error(cli("serve", store.root, "--port=0", "--rest_api_port=0"), 2)
-    assert "neither a gRPC port nor a REST port" in error
+    assert "At least one of server_options.grpc_port" in error
 
 
 @pytest.mark.parametrize("option", ["--port", "--rest_api_port"])
@@ -341,8 +344,8 @@ def without(tmp_path: Path) -> Iterator[Callable[..., Done]]:
         ("tensorflow", ("train", "cnn"), "export"),
         ("tensorflow", ("demo",), "all"),
         ("matplotlib", ("demo",), "all"),
-        ("uvicorn", ("demo",), "all"),
-        ("uvicorn", ("serve", "STORE"), "serve"),
+        ("httptools", ("demo",), "all"),
+        ("httptools", ("serve", "STORE"), "serve"),
         ("ai_edge_litert", ("predict", "STORE/cnn/1/model.tflite", TROUSER), "edge"),
         ("onnxruntime", ("predict", "STORE/cnn/1/model.onnx", TROUSER), "serve"),
     ],

@@ -200,7 +200,7 @@ def test_a_deeply_nested_body_is_refused(server: Server, tmp_path: Path) -> None
     deep = b'{"instances": ' + b"[" * 100_000 + b"1" + b"]" * 100_000 + b"}"
     status, _, body = curl(server, "/v1/models/cnn:predict", body=deep)
     assert status == 400
-    assert "nested" in body["error"]
+    assert "nested deeper than 10000 levels" in body["error"]
 
 
 def test_an_error_text_with_strange_characters_is_valid_json(server: Server) -> None:

@@ -22,6 +22,7 @@ from servable.models import card
 from servable.models.samples import test_samples as labelled_samples
 from servable.process import Child
 from servable.serving import Server, ServerOptions
+from servable.serving.engines import LoadOptions
 from servable.serving.servable import Servable
 from servable.store import Store
 
@@ -69,7 +70,7 @@ def test_without_evidence_tensorflow_answers(copy: Store) -> None:
     assert answer["fahrenheit"].ravel() == pytest.approx([212.0], abs=0.1)
     servable.close()
     with pytest.raises(ArtifactError, match="no proven ONNX twin for the signatures regress, serving_default"):
-        Servable.load("celsius", 1, copy.path("celsius"), "onnx")
+        Servable.load("celsius", 1, copy.path("celsius"), LoadOptions(runtime="onnx"))
 
 
 def test_a_saved_model_that_nothing_of_ours_wrote_is_served(copy: Store) -> None:
@@ -81,7 +82,7 @@ def test_a_saved_model_that_nothing_of_ours_wrote_is_served(copy: Store) -> None
 
 
 def test_runtime_tensorflow_is_obeyed(store: Store) -> None:
-    servable = Servable.load("celsius", 1, store.path("celsius"), "tensorflow")
+    servable = Servable.load("celsius", 1, store.path("celsius"), LoadOptions(runtime="tensorflow"))
     assert {engine.runtime for engine in servable.engines.values()} == {"tensorflow"}
     servable.close()
 

@@ -11,10 +11,12 @@ import pytest
 
 from servable import errors
 from servable.clients import connect
+from servable.serving.access_log import AccessLog
 from servable.serving.data_plane import DataPlane, ModelSpec
-from servable.serving.grpc_front import GrpcFront
+from servable.serving.grpc_front import GrpcFront, GrpcOptions
 from servable.serving.manager import Manager
-from servable.serving.rest_front import RestFront
+from servable.serving.monitoring import Monitor
+from servable.serving.rest_front import RestFront, RestOptions
 from servable.serving.servable import Servable
 
 
@@ -43,10 +45,18 @@ class Failing(DataPlane):
         raise make(getattr(errors, spec.name))
 
 
+def grpc_front(plane: DataPlane) -> GrpcFront:
+    return GrpcFront(plane, GrpcOptions(port=0), Monitor(), AccessLog(enabled=False))
+
+
+def rest_front(plane: DataPlane) -> RestFront:
+    return RestFront(plane, "127.0.0.1", 0, RestOptions(), Monitor(), AccessLog(enabled=False))
+
+
 @pytest.fixture(scope="module")
 def fronts() -> Iterator[tuple[GrpcFront, RestFront]]:
     plane = Failing(Manager())
-    fronts = GrpcFront(plane, "127.0.0.1", 0, 4), RestFront(plane, "127.0.0.1", 0, 4)
+    fronts = grpc_front(plane), rest_front(plane)
     for front in fronts:
         front.start()
     yield fronts
@@ -99,11 +109,11 @@ def test_a_slow_model_does_not_hold_up_the_status_page() -> None:
                 assert gate.wait(30)
                 raise errors.NotFoundError("at last")
 
-        front = RestFront(Slow(Manager()), "127.0.0.1", 0, 4)
+        front = rest_front(Slow(Manager()))
         front.start()
         try:
             base = f"http://127.0.0.1:{front.port}/v1/models/m"
-            slow = pool.submit(httpx.get, f"{base}/metadata", trust_env=False, timeout=30)
+            slow = pool.submit(httpx.post, f"{base}:predict", content=b"{}", trust_env=False, timeout=30)
             assert httpx.get(base, trust_env=False, timeout=10).status_code == 404
             assert not slow.done()
             gate.set()

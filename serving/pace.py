@@ -1,0 +1,55 @@
+"""How long the requests of one kind take, and whether the next one is quick enough to run at once."""
+
+from __future__ import annotations
+
+from time import thread_time_ns
+
+from .monitoring import QUEUE, Call
+
+# A request that is expected to take less runs where it was received: a change of thread costs about as much.
+QUICK_NS = 1_000_000
+
+
+class Pace:
+    """The time for each byte of a request, old requests counting less than new ones.
+
+    Requests that took longer than was expected count little: most of them only waited for another
+    thread. One that took fifty times as long is enough to send the next one to the pool.
+    """
+
+    __slots__ = ("_ns_per_byte",)
+
+    def __init__(self) -> None:
+        self._ns_per_byte: float | None = None
+
+    def is_quick(self, size: int) -> bool:
+        """Whether a request of ``size`` bytes will be answered within ``QUICK_NS``, as far as is known."""
+        return self._ns_per_byte is not None and self._ns_per_byte * size < QUICK_NS
+
+    def note(self, size: int, elapsed_ns: int) -> None:
+        """Count a request that took so long."""
+        ns_per_byte = elapsed_ns / max(size, 1)
+        old = ns_per_byte if self._ns_per_byte is None else self._ns_per_byte
+        weight = 0.5 if ns_per_byte < old else 0.05
+        self._ns_per_byte = (1 - weight) * old + weight * ns_per_byte
+
+
+class Stopwatch:
+    """Times a call from now on.
+
+    In the pool a thread waits for the others too, so that what counts is the time that it was at work
+    itself; but TensorFlow works in threads of its own, and there the clock on the wall has to do.
+    """
+
+    __slots__ = ("_busy_ns", "_call")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._busy_ns = thread_time_ns() if call.pooled else None
+
+    def elapsed_ns(self) -> int:
+        """The time that the call took, its queue left out."""
+        call = self._call
+        if self._busy_ns is None or (call.engine and call.engine.runtime == "tensorflow"):
+            return sum(call.stages_ns) - call.stages_ns[QUEUE]
+        return thread_time_ns() - self._busy_ns
