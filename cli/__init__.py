@@ -19,11 +19,15 @@ VERBS = {
     "models": "List the models of the catalogue.",
     "train": "Train a model of the catalogue and write its weights and record.",
     "export": "Export a model to SavedModel, TFLite and ONNX, with evidence.",
-    "serve": "Serve a store over TensorFlow Serving's gRPC and REST API.",
+    "list": "List the models and versions of a store.",
+    "serve": "Serve models over TensorFlow Serving's gRPC and REST API.",
+    "status": "Say which versions of a served model there are, and what runs them.",
     "predict": "Predict with a served model or a model file.",
     "bench": "Time each exported artifact of a model on this machine.",
     "demo": "Export, serve, predict and bench the course models, and write a report.",
 }
+# A submodule is an attribute of its package: one called list would hide the builtin here.
+_MODULES = {"list": "listing"}
 INTERRUPTED = 130
 TERMINATED = 143
 
@@ -37,7 +41,7 @@ class _Verbs(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             ctx.fail(f"no command {name!r}; {nearest(name, VERBS)}")
-        command: click.Command = import_module(f".{name}", __package__).command
+        command: click.Command = import_module(f".{_MODULES.get(name, name)}", __package__).command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

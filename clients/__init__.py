@@ -2,5 +2,6 @@
 
 from .base import Client, Metadata
 from .dispatch import connect, is_ready
+from .status import EngineUse, VersionStatus
 
-__all__ = ["Client", "Metadata", "connect", "is_ready"]
+__all__ = ["Client", "EngineUse", "Metadata", "VersionStatus", "connect", "is_ready"]

@@ -17,6 +17,7 @@ from ..manifest import Preprocessing
 from ..signature import DEFAULT_SIGNATURE, Signature, TensorSpec
 from ..wire import examples
 from ..wire.tensors import BY_NAME, as_bytes
+from .status import VersionStatus
 
 Arrays = Mapping[str, NDArray[Any]]
 DEFAULT_TIMEOUT_S = 30.0
@@ -91,6 +92,18 @@ class Client(ABC):
         if self._known is None:
             self._known = self._ask_metadata(limit_s)
         return self._known
+
+    def status(self, *, timeout: float | None = None) -> list[VersionStatus]:
+        """States of the target's version, or of all the model's versions, highest first.
+
+        ``timeout`` is in seconds. Raises `NotFoundError` for a model or version that the server has
+        never seen, and what `predict` raises for a server that cannot be asked.
+        """
+        return self._ask_status(self._limit(timeout))
+
+    @abstractmethod
+    def _ask_status(self, timeout_s: float) -> list[VersionStatus]:
+        """Bring the states over the transport."""
 
     def _limit(self, timeout: float | None) -> float:
         """The time limit of a request in seconds, if this client may make one at all."""

@@ -10,7 +10,9 @@ import grpc
 from ..errors import ServableError, UnavailableError, error_for_code
 from ..signature import Signature
 from ..wire import messages, signatures, tensors
+from . import status
 from .base import DEFAULT_TIMEOUT_S, Arrays, Client, Metadata
+from .status import VersionStatus
 from .targets import Address
 
 
@@ -26,21 +28,25 @@ class GrpcClient(Client):
         )
         self._predict = self._method("Predict", messages.PredictResponse)
         self._get_metadata = self._method("GetModelMetadata", messages.GetModelMetadataResponse)
+        self._get_status = self._method(
+            "GetModelStatus", messages.GetModelStatusResponse, service=messages.MODEL_SERVICE
+        ).with_call
 
-    def _method(self, name: str, response: Any) -> Callable[..., Any]:
-        method: Callable[..., Any] = self._channel.unary_unary(
-            f"/{messages.PREDICTION_SERVICE}/{name}",
+    def _method(self, name: str, response: Any, service: str = messages.PREDICTION_SERVICE) -> Any:
+        return self._channel.unary_unary(
+            f"/{service}/{name}",
             request_serializer=lambda request: request.SerializeToString(),
             response_deserializer=response.FromString,
         )
-        return method
 
     def _run(self, signature: Signature, inputs: Arrays, outputs: Sequence[str], timeout_s: float) -> Arrays:
         request = messages.PredictRequest()
         self._fill(request.model_spec)
         request.model_spec.signature_name = signature.name
         for name, array in inputs.items():
-            request.inputs[name].CopyFrom(tensors.encode(array, signature.inputs[name].dtype, content=True))
+            dtype = signature.inputs[name].dtype
+            # Strings in tensor_content are legal, but not every server reads them.
+            tensors.encode_into(request.inputs[name], array, dtype, content=dtype != "string")
         request.output_filter.extend(outputs)
         response = self._call(self._predict, request, timeout_s)
         return {name: tensors.decode(proto) for name, proto in response.outputs.items()}
@@ -59,6 +65,13 @@ class GrpcClient(Client):
                 for name, message in sorted(definitions.signature_def.items())
             },
         )
+
+    def _ask_status(self, timeout_s: float) -> list[VersionStatus]:
+        request = messages.GetModelStatusRequest()
+        self._fill(request.model_spec)
+        response, call = self._call(self._get_status, request, timeout_s)
+        told = {key.lower(): value for key, value in call.trailing_metadata() or ()}
+        return status.from_message(response, told.get(status.ENGINES_HEADER.lower()))
 
     def _fill(self, spec: Any) -> None:
         spec.name = self._address.model

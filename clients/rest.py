@@ -13,7 +13,9 @@ from google.protobuf import json_format
 from ..errors import DeadlineExceededError, ServableError, UnavailableError, UnknownError, error_for_http_status
 from ..signature import Signature
 from ..wire import json_codec, messages, signatures
+from . import status
 from .base import DEFAULT_TIMEOUT_S, Arrays, Client, Metadata
+from .status import VersionStatus
 from .targets import Address
 
 
@@ -61,7 +63,27 @@ class RestClient(Client):
         except (ValueError, KeyError, TypeError, json_format.ParseError) as error:
             raise UnknownError(f"{self.target} answered no model metadata; is it a TensorFlow Serving API?") from error
 
+    def _ask_status(self, timeout_s: float) -> list[VersionStatus]:
+        answer, told = self._exchange("GET", self._address.rest_path, timeout_s)
+        response = messages.GetModelStatusResponse()
+        try:
+            body = json.loads(answer)
+            json_format.ParseDict(
+                {"model_version_status": body["model_version_status"]},
+                response,
+                ignore_unknown_fields=True,
+                descriptor_pool=messages.POOL,
+            )
+        except (ValueError, KeyError, TypeError, json_format.ParseError) as error:
+            raise UnknownError(f"{self.target} answered no model status; is it a TensorFlow Serving API?") from error
+        return status.from_message(response, told.get(status.ENGINES_HEADER))
+
     def _ask(self, method: str, path: str, timeout_s: float, body: bytes | None = None) -> bytes:
+        return self._exchange(method, path, timeout_s, body)[0]
+
+    def _exchange(
+        self, method: str, path: str, timeout_s: float, body: bytes | None = None
+    ) -> tuple[bytes, httpx.Headers]:
         headers = {"Content-Type": "application/json"} if body is not None else {}
         end = time.monotonic() + timeout_s
         answer = bytearray()
@@ -77,15 +99,15 @@ class RestClient(Client):
             raise UnavailableError(f"{self.target} cannot be reached: {error}; is the server running?") from error
         if response.status_code != 200:
             raise self._error(response.status_code, bytes(answer))
-        return bytes(answer)
+        return bytes(answer), response.headers
 
-    def _error(self, status: int, content: bytes) -> ServableError:
+    def _error(self, status_code: int, content: bytes) -> ServableError:
         message: Any = None
         try:
             message = json.loads(content)["error"]
         except (ValueError, KeyError, TypeError):
-            message = f"HTTP status {status}"
-        return error_for_http_status(status, f"{self.target}: {message}")
+            message = f"HTTP status {status_code}"
+        return error_for_http_status(status_code, f"{self.target}: {message}")
 
     def _close(self) -> None:
         self._http.close()
