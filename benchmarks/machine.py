@@ -33,8 +33,7 @@ def describe(packages: Sequence[str]) -> str:
     )
 
 
-def spread(values: Sequence[float], unit: str) -> str:
+def spread(values: Sequence[float], unit: str, digits: int = 3) -> str:
     """Median with minimum and maximum."""
-    return (
-        f"median {statistics.median(values):.3f} {unit} (min {min(values):.3f}, max {max(values):.3f}, n={len(values)})"
-    )
+    median, least, most = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    return f"median {median} {unit} (min {least}, max {most}, n={len(values)})"
