@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,7 +121,7 @@ def _command() -> click.Command:
         ),
         click.Option(
             ["--threads"],
-            type=click.IntRange(0),
+            type=click.IntRange(0, 2**31 - 1),
             metavar="NUMBER",
             default=0,
             show_default=True,
@@ -152,9 +156,6 @@ def _serve(store: Path | None, log_format: str, **values: Any) -> None:
     if values.get("version"):
         click.echo(f"TensorFlow ModelServer: servable {version('servable')}")
         return
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     from ..serving import Server, logs, options
     from ..serving.servable import Servable
 
@@ -169,12 +170,51 @@ def _serve(store: Path | None, log_format: str, **values: Any) -> None:
     def report(name: str, version: int, loaded: Servable | ServableError) -> None:
         lines.append(f"  {name} version {version}: {_describe(loaded)}")
 
-    with quiet():
-        server = Server(plan.aspired, plan.options, report)
-    with server:
-        _announce(stdout(), [f"serving {store or given['model_base_path']}", *lines, *_addresses(server, plan.options)])
-        while not stop.wait(1.0):
-            pass  # wait() without a limit would not be woken by a signal on every platform
+    before = set(threading.enumerate())
+    with _stop_signals() as stop:
+        with quiet():
+            server = Server(plan.aspired, plan.options, report)
+        stop.loading = False
+        with server:
+            what = store or given["model_base_path"]
+            _announce(stdout(), [f"serving {what}", *lines, *_addresses(server, plan.options)])
+            while not stop.wait(1.0):
+                pass  # wait() without a limit would not be woken by a signal on every platform
+    _leave_behind(set(threading.enumerate()) - before)
+
+
+class _Stop(threading.Event):
+    """Set by SIGTERM or SIGINT; while models are being loaded, these end the process instead."""
+
+    loading = True
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    stop = _Stop()
+
+    def on_signal(number: int, frame: object) -> None:
+        if stop.loading:
+            raise SystemExit(0)
+        stop.set()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave_behind(threads: set[threading.Thread]) -> None:
+    """End the process where runs go on past the grace period: the interpreter would wait for their threads."""
+    for thread in threads:
+        thread.join(0.2)
+    if any(thread.is_alive() and not thread.daemon for thread in threads):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _describe(loaded: object) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Self
 
 import numpy as np
@@ -91,8 +91,9 @@ class LiteRtRuntime(Runtime):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            while not self._free.empty():
-                self._free.get()
+            with suppress(Empty):  # one that is in use is dropped by its user
+                while True:
+                    self._free.get_nowait()
             self._free.put(None)
 
 

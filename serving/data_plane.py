@@ -146,7 +146,8 @@ class DataPlane:
         call.version = servable.version
         call.engine = engine
         call.lap(DECODE)
-        if not call.pooled or engine is None or engine.runtime == "tensorflow":  # which has threads of its own
+        # TensorFlow has threads of its own, and of a TFLite model only so many run as it has interpreters.
+        if not call.pooled or engine is None or engine.runtime != "onnx":
             try:
                 return servable.run(key, inputs, outputs)
             finally:

@@ -171,8 +171,8 @@ class CoreServer:
         """
         with self._lock:
             if not call.closed:
-                self._pending += 1
                 call.core.start_server_batch(operations, on_done)
+                self._pending += 1
 
     def close(self, call: _Call) -> None:
         """Begin no more for this call."""
@@ -262,7 +262,11 @@ class _UnaryCall(_Call):
         if raw is None:
             self.fail(Code.INTERNAL, "the call ended before its request")
             return
-        work = self._handler(raw, self.metadata, self._arrived_ns)
+        try:
+            work = self._handler(raw, self.metadata, self._arrived_ns)
+        except Exception:
+            self.fail(Code.INTERNAL, "the server failed; its log says where")
+            raise
         if work.quick:
             self.reply(work.run())
             return
@@ -278,7 +282,7 @@ class _UnaryCall(_Call):
 class Stream(_Call):
     """A call whose handler sends any number of messages, from any thread, and then finishes it."""
 
-    __slots__ = ("_handler", "_lock", "_messages", "_sending", "_status")
+    __slots__ = ("_finished", "_handler", "_lock", "_messages", "_sending", "_status", "_wants")
 
     def __init__(self, server: CoreServer, event: Any, handler: StreamHandler) -> None:
         super().__init__(server, event)
@@ -286,16 +290,24 @@ class Stream(_Call):
         self._lock = threading.Lock()
         self._messages: deque[bytes] = deque()
         self._status: tuple[Code, str] | None = None
+        self._finished = False  # the status is on its way
+        self._wants = False  # a message of the client, when all of ours are sent
         self._sending = True
         self.watch()
         self._server.begin(self, (cygrpc.SendInitialMetadataOperation((), _NO_FLAGS),), self._on_sent)
 
     def receive(self) -> None:
-        """Wait for the client's next message."""
-        self._server.begin(self, (cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
+        """Wait for the client's next message, once it has taken ours: it cannot make us pile up answers."""
+        with self._lock:
+            self._wants = True
+        self._go_on()
 
     def _on_message(self, event: Any) -> None:
-        self._handler(self, event.batch_operations[0].message())
+        try:
+            self._handler(self, event.batch_operations[0].message())
+        except Exception:
+            self.finish(Code.INTERNAL, "the server failed; its log says where")
+            raise
 
     def send(self, data: bytes) -> None:
         """Send a message after those before it."""
@@ -316,14 +328,19 @@ class Stream(_Call):
 
     def _go_on(self) -> None:
         with self._lock:
-            if self._sending:
+            if self._sending or self._finished:
                 return
+            on_done = self._on_sent
             if self._messages:
                 operation = cygrpc.SendMessageOperation(self._messages.popleft(), _NO_FLAGS)
+                self._sending = True
             elif self._status:
                 code, details = self._status
                 operation = cygrpc.SendStatusFromServerOperation((), int(code), details.encode(), _NO_FLAGS)
+                self._finished = True
+            elif self._wants:
+                operation, on_done = cygrpc.ReceiveMessageOperation(_NO_FLAGS), self._on_message
+                self._wants = False
             else:
                 return
-            self._sending = True
-        self._server.begin(self, (operation,), self._on_sent)
+        self._server.begin(self, (operation,), on_done)

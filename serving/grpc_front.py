@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +27,7 @@ from .encode import (
     set_regression,
 )
 from .grpc_core import CoreServer, Metadata, Reply
-from .grpc_services import HEALTH, Health, add_reflection
+from .grpc_services import HEALTH, Health, Reflection
 from .inference import Classification
 from .monitoring import ENCODE, QUEUE, Call, Monitor
 from .pace import Pace, Stopwatch
@@ -172,8 +174,8 @@ class GrpcFront:
         self.plane = plane
         self.monitor = monitor
         self.access_log = access_log
-        # By method and model, of models that have answered: names that clients make up are not kept.
-        self.paces: dict[tuple[str, str], Pace] = {}
+        # By method, model, version and signature that have answered: names that clients make up are not kept.
+        self.paces: dict[tuple[str, str, int, str], Pace] = {}
         defaults: dict[str, int | str] = {
             "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
             "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
@@ -197,7 +199,7 @@ class GrpcFront:
         if options.health:
             self._health = Health(self._server)
             services.append(HEALTH)
-        add_reflection(self._server, services)
+        self._reflection = Reflection(self._server, services)
         self.port = self._bind(options)
 
     def _bind(self, options: GrpcOptions) -> int | None:
@@ -207,6 +209,12 @@ class GrpcFront:
             address = f"{host}:{options.port}"
             port = self._listen(address, options, "the port is taken; choose another with --port")
         if options.socket_path:
+            if _answers(options.socket_path):  # gRPC would take the name away from the server that has it
+                self._server.stop(0)
+                raise AddressInUseError(
+                    f"cannot listen on unix:{options.socket_path} for gRPC: another server does; choose another "
+                    "with --grpc_socket_path"
+                )
             way_out = "the socket is taken, or its folder missing; choose another with --grpc_socket_path"
             self._listen(f"unix:{options.socket_path}", options, way_out)
         return port
@@ -220,22 +228,23 @@ class GrpcFront:
 
     def start(self) -> None:
         """Begin to answer."""
-        self._server.start()
         if self._health:
-            self._health.set_serving(serving=True)
+            self._health.set_serving(serving=True)  # before a Watch can come between
+        self._server.start()
 
     def stop(self, grace_s: float) -> None:
         """Refuse new calls, let running ones finish within ``grace_s`` seconds, and wait for the end."""
         if self._health:
             self._health.set_serving(serving=False)
             self._health.end()
+        self._reflection.end()
         self._server.stop(grace_s)
 
 
 class _Work:
     """One unary call of a method."""
 
-    __slots__ = ("_call", "_front", "_key", "_kind", "_method", "_name", "_raw", "_request", "_wrong", "quick")
+    __slots__ = ("_call", "_front", "_key", "_kind", "_method", "_name", "_raw", "_request", "_size", "_wrong", "quick")
 
     def __init__(
         self, front: GrpcFront, name: str, kind: Any, method: _Method, raw: bytes, metadata: Metadata, arrived_ns: int
@@ -253,10 +262,11 @@ class _Work:
         except DecodeError:
             self._wrong = True
             self._request = kind()
-        self._key = (name, _model_name(self._request))
+        self._key = (name, *_asked_for(self._request))
+        self._size = max(len(raw), _elements(self._request)) if name == "Predict" else len(raw)
         pace = front.paces.get(self._key)
         # Whether it will be answered at once, as far as the last calls of its kind tell.
-        self.quick = name not in _INFERENCE or (pace is not None and pace.is_quick(len(raw)))
+        self.quick = name not in _INFERENCE or (pace is not None and pace.is_quick(self._size))
 
     def run(self) -> Reply:
         call, front = self._call, self._front
@@ -278,18 +288,37 @@ class _Work:
             reply = Reply(code=Code.INTERNAL, details=_cut(f"{type(error).__name__}: {error}"), initial=initial)
         call.lap(ENCODE)
         if call.engine is not None:
-            front.paces.setdefault(self._key, Pace()).note(len(self._raw), watch.elapsed_ns())
+            front.paces.setdefault(self._key, Pace()).note(self._size, watch.elapsed_ns())
         front.monitor.finish(call, reply.code, counted=self._name in _COUNTED)
         if front.access_log.enabled:
             front.access_log.rpc(call, self._name, reply.code, len(self._raw), len(reply.data))
         return reply
 
 
-def _model_name(request: Any) -> str:
+def _answers(path: str) -> bool:
+    """Whether somebody listens on a UNIX socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+def _asked_for(request: Any) -> tuple[str, int, str]:
+    """Model, version and signature of a request, as far as they are given."""
     if hasattr(request, "model_spec"):
-        name: str = request.model_spec.name
-        return name
-    return request.tasks[0].model_spec.name if request.tasks else ""
+        spec = request.model_spec
+    elif request.tasks:
+        spec = request.tasks[0].model_spec
+    else:
+        return "", 0, ""
+    return spec.name, spec.version.value, spec.signature_name
+
+
+def _elements(request: Any) -> int:
+    """Elements of the largest input: a tensor of one value repeated is short on the wire, and large to run."""
+    return max((math.prod([dim.size for dim in t.tensor_shape.dim]) for t in request.inputs.values()), default=0)
 
 
 def _request_id(metadata: Metadata) -> str:

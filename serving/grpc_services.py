@@ -33,9 +33,9 @@ class Health:
         with self._lock:
             self._status = response.SERVING if serving else response.NOT_SERVING
             self._watchers = [(stream, name) for stream, name in self._watchers if not stream.closed]
-            watchers = [stream for stream, name in self._watchers if name in HEALTH_NAMES]
-        for stream in watchers:
-            stream.send(response(status=self._status).SerializeToString())
+            for stream, name in self._watchers:
+                if name in HEALTH_NAMES:
+                    stream.send(response(status=self._status).SerializeToString())
 
     def end(self) -> None:
         """End all watches, so that they do not hold up a stop."""
@@ -62,7 +62,7 @@ class Health:
             self._watchers = [known for known in self._watchers if not known[0].closed]
             self._watchers.append((stream, name))
             status = self._status if name in HEALTH_NAMES else response.SERVICE_UNKNOWN
-        stream.send(response(status=status).SerializeToString())
+            stream.send(response(status=status).SerializeToString())  # before the next change is told
 
     def _service(self, raw: bytes) -> str | None:
         try:
@@ -84,24 +84,37 @@ class _Done:
         return self._reply
 
 
-def add_reflection(server: CoreServer, services: list[str]) -> None:
-    """Serve ``grpc.reflection.v1alpha``, answered by grpcio-reflection from our descriptor pool."""
-    reflection = extras.load("grpc_reflection.v1alpha.reflection", "gRPC server reflection")
-    pb: Any = extras.load("grpc_reflection.v1alpha.reflection_pb2", "gRPC server reflection")
-    messages.POOL.AddSerializedFile(pb.DESCRIPTOR.serialized_pb)
-    servicer = reflection.ReflectionServicer([*services, reflection.SERVICE_NAME], pool=messages.POOL)
+class Reflection:
+    """``grpc.reflection.v1alpha``, answered by grpcio-reflection from our descriptor pool."""
 
-    def answer(stream: Stream, raw: bytes | None) -> None:
+    def __init__(self, server: CoreServer, services: list[str]) -> None:
+        reflection = extras.load("grpc_reflection.v1alpha.reflection", "gRPC server reflection")
+        self._pb: Any = extras.load("grpc_reflection.v1alpha.reflection_pb2", "gRPC server reflection")
+        messages.POOL.AddSerializedFile(self._pb.DESCRIPTOR.serialized_pb)
+        self._servicer = reflection.ReflectionServicer([*services, reflection.SERVICE_NAME], pool=messages.POOL)
+        self._lock = threading.Lock()
+        self._streams: list[Stream] = []
+        server.add_stream(reflection.SERVICE_NAME, "ServerReflectionInfo", self._answer)
+
+    def end(self) -> None:
+        """End all streams, so that they do not hold up a stop."""
+        with self._lock:
+            streams, self._streams = self._streams, []
+        for stream in streams:
+            stream.finish(Code.UNAVAILABLE, "the server is shutting down")
+
+    def _answer(self, stream: Stream, raw: bytes | None) -> None:
         if raw is None:
             stream.finish(Code.OK)
             return
         try:
-            request = pb.ServerReflectionRequest.FromString(raw)
+            request = self._pb.ServerReflectionRequest.FromString(raw)
         except Exception:  # noqa: BLE001  # protobuf's DecodeError
             stream.finish(Code.INVALID_ARGUMENT, "the request is not a ServerReflectionRequest")
             return
-        for response in servicer.ServerReflectionInfo(iter([request]), None):
+        with self._lock:
+            self._streams = [known for known in self._streams if not known.closed and known is not stream]
+            self._streams.append(stream)
+        for response in self._servicer.ServerReflectionInfo(iter([request]), None):
             stream.send(response.SerializeToString())
         stream.receive()
-
-    server.add_stream(reflection.SERVICE_NAME, "ServerReflectionInfo", answer)

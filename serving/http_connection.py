@@ -113,6 +113,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._can_write = True
+        self.active_at = self._server.now
         self._transport.resume_reading()
         self._next()
 
@@ -259,6 +260,7 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _answer(self, request: Request, exchange: Exchange, response: Response) -> None:
+        self.active_at = self._server.now
         keep_alive = request.keep_alive and not (response.closes or self._closing or self._server.stopping)
         if not self._transport.is_closing():
             self._send(response, keep_alive=keep_alive, with_body=request.method != b"HEAD")
@@ -287,7 +289,13 @@ class Connection(asyncio.Protocol):
 
     def check(self, now: float) -> None:
         """Close a connection whose client has been silent for too long."""
-        if self._running or self._waiting:
+        if self._running:
+            return
+        if not self._can_write:  # it does not take its answers, and close() would wait for it to
+            if now - self.active_at > STALL_S:
+                self._transport.abort()
+            return
+        if self._waiting:
             return
         limit = LINGER_S if self._closing else STALL_S if self._target else KEEP_ALIVE_S
         if now - self.active_at > limit:

@@ -21,6 +21,7 @@ CONTENT_TYPE = b"text/plain"
 
 # Any name can be asked for; beyond these many, names that were never served share one cell.
 MAX_UNKNOWN_MODELS = 100
+MAX_UNKNOWN_LENGTH = 256
 OTHER_MODELS = "(other)"
 
 _LATENCY_US = tuple(10 * 1.8**i for i in range(33))
@@ -229,7 +230,7 @@ class Monitor:
         """The label for a requested name, under the lock: the page must not grow with every typing error."""
         if name in self._models or name in self._unknown or not name:
             return name
-        if len(self._unknown) >= MAX_UNKNOWN_MODELS:
+        if len(self._unknown) >= MAX_UNKNOWN_MODELS or len(name) > MAX_UNKNOWN_LENGTH:
             return OTHER_MODELS
         self._unknown.add(name)
         return name

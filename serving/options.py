@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +120,9 @@ def _check(flags: Mapping[str, Any], given: Mapping[str, Any], store: Path | Non
         )
     if flags["rest_api_port"] and flags["rest_api_port"] == flags["port"]:
         raise InvalidArgumentError(f"--port and --rest_api_port are both {flags['port']}; give two different ports")
+    for kind, value in zip(("session", "intra_op", "inter_op"), parallelism, strict=True):
+        if not 0 <= value < 2**31:
+            raise InvalidArgumentError(f"--tensorflow_{kind}_parallelism is {value}; give 0 or a number of threads")
     for name in ("grpc_max_threads", "rest_api_num_threads", "num_tflite_pools"):
         if flags[name] < 1:
             raise InvalidArgumentError(f"--{name} is {flags[name]}; give at least 1")
@@ -160,10 +164,12 @@ def _channel_arguments(text: str) -> list[tuple[str, int | str]]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise InvalidArgumentError(f"--grpc_channel_arguments: {pair!r} should read name=value")
-        try:
-            arguments.append((key, int(value)))
-        except ValueError:
+        if not re.fullmatch(r"[+-]?[0-9]+", value):
             arguments.append((key, value))
+        elif -(2**31) <= int(value) < 2**31:
+            arguments.append((key, int(value)))
+        else:
+            raise InvalidArgumentError(f"--grpc_channel_arguments: {value} of {key!r} is no 32-bit integer")
     return arguments
 
 

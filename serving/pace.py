@@ -8,26 +8,37 @@ from .monitoring import QUEUE, Call
 
 # A request that is expected to take less runs where it was received: a change of thread costs about as much.
 QUICK_NS = 1_000_000
+# One that takes so long is no accident of the scheduler, and so many are looked at before it is forgotten.
+_SLOW_NS = 10 * QUICK_NS
+_WARY_FOR = 1000
 
 
 class Pace:
     """The time for each byte of a request, old requests counting less than new ones.
 
     Requests that took longer than was expected count little: most of them only waited for another
-    thread. One that took fifty times as long is enough to send the next one to the pool.
+    thread. But one that was really slow sends the next thousand to the pool, whatever their size; and
+    no request is expected to take less than the quickest of late.
     """
 
-    __slots__ = ("_ns_per_byte",)
+    __slots__ = ("_floor_ns", "_ns_per_byte", "_wary")
 
     def __init__(self) -> None:
         self._ns_per_byte: float | None = None
+        self._floor_ns = 0.0
+        self._wary = 0  # how many more requests go to the pool in any case
 
     def is_quick(self, size: int) -> bool:
         """Whether a request of ``size`` bytes will be answered within ``QUICK_NS``, as far as is known."""
-        return self._ns_per_byte is not None and self._ns_per_byte * size < QUICK_NS
+        if self._wary or self._ns_per_byte is None:
+            return False
+        return self._ns_per_byte * size < QUICK_NS and self._floor_ns < QUICK_NS
 
     def note(self, size: int, elapsed_ns: int) -> None:
         """Count a request that took so long."""
+        slow = elapsed_ns > _SLOW_NS and self._ns_per_byte is not None  # the first one only warms up
+        self._wary = _WARY_FOR if slow else max(0, self._wary - 1)
+        self._floor_ns = min(self._floor_ns * 1.05, elapsed_ns) if self._floor_ns else elapsed_ns
         ns_per_byte = elapsed_ns / max(size, 1)
         old = ns_per_byte if self._ns_per_byte is None else self._ns_per_byte
         weight = 0.5 if ns_per_byte < old else 0.05

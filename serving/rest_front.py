@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from time import perf_counter_ns
 
 from ..errors import Code, DeadlineExceededError, InternalError, InvalidArgumentError, ServableError
 from ..wire import json_codec, json_examples, json_text
@@ -17,7 +18,7 @@ from .encode import engines_header, metadata_json, status_json
 from .http import HTML, Request, Response, page
 from .http_server import HttpServer
 from .monitoring import ENCODE, QUEUE, Call, Monitor
-from .pace import Stopwatch
+from .pace import QUICK_NS, Stopwatch
 
 _log = logging.getLogger(__name__)
 
@@ -154,7 +155,9 @@ class _Exchange:
         self._call.model = route.spec.name if route else ""
         self._code = Code.OK
         # Whether it will be answered at once, as far as the last ones of its route tell.
-        self.quick = not verb or (route is not None and route.pace.is_quick(len(request.body)))
+        # What is packed may be large once it is unpacked.
+        packed = bool(verb) and bool(_header(request, b"content-encoding"))
+        self.quick = not verb or (route is not None and not packed and route.pace.is_quick(len(request.body)))
 
     @property
     def timeout_s(self) -> float | None:
@@ -163,7 +166,7 @@ class _Exchange:
     def run(self) -> Response:
         request, front = self._request, self._front
         self._call.pooled = not self.quick
-        watch = Stopwatch(self._call)
+        watch, started_ns = Stopwatch(self._call), perf_counter_ns()
         try:
             response = front.answer(request, self._route, self._call)
             if response.status == 400:  # an OPTIONS without origin
@@ -178,6 +181,8 @@ class _Exchange:
             response = Response(failure.http_status, json_text.format_error(str(failure)))
         if self._route and self._call.engine is not None:
             self._route.pace.note(len(request.body), watch.elapsed_ns())
+        elif self._route and perf_counter_ns() - started_ns > QUICK_NS:  # a body that took long to refuse
+            self._route.pace.note(len(request.body), perf_counter_ns() - started_ns)
         return self._with_headers(response)
 
     def expired(self) -> Response:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -76,8 +77,11 @@ class Server:
 
     def stop(self, grace_s: float = 5.0) -> None:
         """Stop the fronts, let running requests finish within ``grace_s`` seconds, unload the models."""
-        for front in self._fronts:
-            front.stop(grace_s)
+        stopping = [threading.Thread(target=front.stop, args=(grace_s,)) for front in self._fronts]
+        for thread in stopping:
+            thread.start()
+        for thread in stopping:
+            thread.join()
         self._fronts.clear()
         self._manager.close()
 

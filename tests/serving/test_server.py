@@ -7,13 +7,17 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import pytest
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from servable.clients import connect
 from servable.errors import AddressInUseError, ArtifactError, InvalidArgumentError, ServableError, StoreError
@@ -23,6 +27,7 @@ from servable.models.samples import test_samples as labelled_samples
 from servable.process import Child
 from servable.serving import Server, ServerOptions
 from servable.serving.engines import LoadOptions
+from servable.serving.grpc_front import GrpcOptions
 from servable.serving.servable import Servable
 from servable.store import Store
 
@@ -202,3 +207,32 @@ def test_two_servers_that_start_together_do_not_share_a_port(store: Store) -> No
                 Server(store, port)
     finally:
         first.start().stop()
+
+
+def test_a_second_server_does_not_take_a_unix_socket(store: Store, tmp_path: Path) -> None:
+    options = ServerOptions(port=None, rest_api_port=None, grpc=GrpcOptions(socket_path=str(tmp_path / "s")))
+    with Server(store, options):
+        with pytest.raises(AddressInUseError, match="another server does"):
+            Server(store, options)
+        with grpc.insecure_channel(f"unix:{tmp_path / 's'}") as channel:
+            grpc.channel_ready_future(channel).result(timeout=30)
+    with Server(store, options):
+        pass  # the name is free again
+
+
+def test_fronts_stop_together_also_with_an_open_reflection_stream(store: Store) -> None:
+    asked = threading.Event()
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+
+    def requests() -> Iterator[reflection_pb2.ServerReflectionRequest]:
+        yield request
+        asked.wait(60)  # and keeps the stream open
+
+    with Server(store, ANY) as server, grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        answers = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(requests())
+        assert next(answers).list_services_response.service
+        server.stop(grace_s=60)  # ends at once, or the test runs into its limit
+        with pytest.raises(grpc.RpcError) as caught:
+            next(answers)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        asked.set()
