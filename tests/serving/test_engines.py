@@ -27,7 +27,7 @@ from servable.store import Store
 GRPC = ServerOptions(port=0, rest_api_port=None)
 
 
-class Doubler(tf.Module):  # type: ignore[misc]
+class Doubler(tf.Module):
     @tf.function(input_signature=[tf.TensorSpec([None, 3], tf.float32, "x")])
     def __call__(self, x: Any) -> Any:
         return {"y": 2.0 * x}

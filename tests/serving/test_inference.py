@@ -585,7 +585,7 @@ def serialized(*examples: tf.train.Example) -> Any:
     return np.array([e.SerializeToString() for e in examples], object)
 
 
-class Scaled(tf.Module):  # type: ignore[misc]
+class Scaled(tf.Module):
     """y = scale·x + bias, where scale and bias may be left out."""
 
     @tf.function(
@@ -595,11 +595,11 @@ class Scaled(tf.Module):  # type: ignore[misc]
             tf.TensorSpec([], tf.float32, "bias"),
         ]
     )
-    def scaled(self, x: Any, scale: Any = tf.constant(2.0), bias: Any = tf.constant(0.5)) -> Any:  # noqa: B008
+    def scaled(self, x: Any, scale: Any = tf.constant(2.0), bias: Any = tf.constant(0.5)) -> Any:  # noqa: B008  # a SignatureDef default
         return {"y": scale * x + bias}
 
     @tf.function(input_signature=[tf.TensorSpec([2], tf.float32, "x")])
-    def optional(self, x: Any = tf.constant([1.0, 2.0])) -> Any:  # noqa: B008
+    def optional(self, x: Any = tf.constant([1.0, 2.0])) -> Any:  # noqa: B008  # a SignatureDef default
         return {"y": x, "text_bytes": tf.strings.as_string(x), "pairs": tf.stack([x, x])}
 
     @tf.function(input_signature=[])
