@@ -25,6 +25,7 @@ OFFICIAL_MODULES = (
     "tensorflow.core.example.example_pb2",
     "tensorflow.core.protobuf.saved_model_pb2",
     "tensorflow_serving.apis.model_service_pb2",
+    "tensorflow_serving.apis.prediction_log_pb2",
     "tensorflow_serving.apis.prediction_service_pb2",
     "tensorflow_serving.config.model_server_config_pb2",
 )
@@ -60,7 +61,7 @@ def own_types() -> dict[str, Descriptor | EnumDescriptor]:
 
 TYPES = own_types()
 # The server's own configuration files, which the official client package does not carry.
-SERVER_ONLY = {f"tensorflow.serving.{name}" for name in ("MonitoringConfig", "PrometheusConfig", "SSLConfig")}
+SERVER_ONLY = {f"tensorflow.serving.{name}" for name in ("BatchingParameters", "MonitoringConfig", "PrometheusConfig", "SSLConfig")}
 MESSAGES = sorted(name for name, kind in TYPES.items() if isinstance(kind, Descriptor) and name not in SERVER_ONLY)
 ENUMS = sorted(name for name, kind in TYPES.items() if isinstance(kind, EnumDescriptor))
 
