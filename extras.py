@@ -11,6 +11,7 @@ from .errors import MissingExtraError
 
 EXTRA_OF = {
     "ai_edge_litert.interpreter": "edge",
+    "google_crc32c": "serve",
     "grpc_health.v1.health": "serve",
     "grpc_health.v1.health_pb2": "serve",
     "grpc_health.v1.health_pb2_grpc": "serve",
