@@ -18,6 +18,9 @@ from PIL import Image, UnidentifiedImageError
 from .errors import ImageError
 from .manifest import Preprocessing
 
+# More than any camera's picture that is sent as it is; a small file can hold a huge one, and its floats
+# take twelve bytes a pixel.
+MAX_PIXELS = 50_000_000
 # ITU-R BT.601 luma.
 LUMA = (0.299, 0.587, 0.114)
 
@@ -41,12 +44,16 @@ def decode_image(data: bytes, how: Preprocessing, name: str = "the image") -> Pi
     """Decode PNG or JPEG bytes and prepare them as ``how`` says.
 
     ``name`` is what an error calls the picture. Raises `ImageError` if the bytes are empty, damaged,
-    or no picture.
+    no picture, or one of more than ``MAX_PIXELS``.
     """
     if not data:
         raise ImageError(f"{name} is empty: not a picture")
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(
+                    f"{name} has {image.width} × {image.height} pixels; at most {MAX_PIXELS:,} are decoded"
+                )
             pixels = np.asarray(_to_rgb(image), dtype=np.float32)
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not a picture: expected a PNG or JPEG file") from None

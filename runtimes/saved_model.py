@@ -88,6 +88,9 @@ class SavedModelRuntime(Runtime):
             results = call(*(inputs[name] for name in spec.inputs))
         except self._tf.errors.OpError as error:
             raise error_for_code(error.error_code, error.message) from error
+        except UnicodeDecodeError as error:
+            # A text that quotes bytes of the inputs; TensorFlow fails to hand it on, and its code is lost.
+            raise InputError(error.object.decode("utf-8", "replace")) from error
         # A scalar string comes back as plain bytes.
         arrays = (np.array(value, object) if isinstance(value, bytes) else value for value in results)
         by_name = dict(zip(fetched, arrays, strict=True))

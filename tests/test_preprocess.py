@@ -237,3 +237,16 @@ def test_file_that_is_no_picture_is_named(kind: str, expected: str, tmp_path: Pa
         read_image(path, SAME)
     assert str(path) in str(caught.value)
     assert expected in str(caught.value)
+
+
+def test_a_small_file_of_a_huge_picture_is_refused_before_it_is_decoded() -> None:
+    assert decode_image(huge(5000, 10_000), Preprocessing(2, 2, 1)).original_size == (5000, 10_000)
+    with pytest.raises(ImageError, match=r"^image 7 has 5000 × 10001 pixels; at most 50,000,000 are decoded"):
+        decode_image(huge(5000, 10_001), SAME, "image 7")
+
+
+def huge(width: int, height: int) -> bytes:
+    """A black picture of one bit a pixel."""
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "PNG")
+    return file.getvalue()

@@ -7,10 +7,13 @@ that are no UTF-8 as surrogate escapes; integers of 64 bits are `int`, all other
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Collection
 from typing import Any, NoReturn
+
+import orjson
 
 from ..errors import InvalidArgumentError
 from .json_numbers import overflow
@@ -47,14 +50,32 @@ _WORDS = {ord("n"): (b"null", None), ord("t"): (b"true", True), ord("f"): (b"fal
 _INTEGER = re.compile(rb"0|[1-9][0-9]*+")
 _TAIL = re.compile(rb"(\.[0-9]*+)?([eE][+-]?[0-9]*+)?")
 
-# A whole innermost list of numbers that hold no surprises: integers of 64 bits, doubles far from the
-# limits. Whatever is not one of these is read step by step.
-_EASY = rb"-?(?:(?:0|[1-9][0-9]{0,17}+)(?:\.[0-9]{1,60}+)?+(?:[eE][+-]?[0-9]{1,2}+)?+|NaN|Inf(?:inity)?+)"
-_EASY_LIST = re.compile(rb"\[[ \t\r\n]*+(%b(?:[ \t\r\n]*+,[ \t\r\n]*+%b)*+)[ \t\r\n]*+\]" % (_EASY, _EASY))
+# What holds no surprises: integers of 64 bits, doubles far from the limits, text without escapes. Whatever
+# is not one of these is read step by step.
+_EASY = (
+    rb"(?:-?(?:0|[1-9][0-9]{0,17}+)(?:\.[0-9]{1,60}+)?+(?:[eE][+-]?[0-9]{1,2}+)?+|NaN|-?Infinity"
+    rb'|"[ !#-\[\]-~]*+"|true|false|null)(?=[ \t\r\n,\]])'
+)
+# So many levels of lists are read at once: the rows, columns and channels of an image.
+_RUN_LEVELS = 3
+
+
+def _run(levels: int) -> bytes:
+    """A pattern for the next items of a list, as many as are easy values or lists of them."""
+    item = _EASY
+    for _ in range(levels):
+        item = rb"(?:%b|\[[ \t\r\n]*+(?:%b)?+[ \t\r\n]*+\])" % (_EASY, _separated(item))
+    return _separated(item)
+
+
+def _separated(item: bytes) -> bytes:
+    return rb"%b(?:[ \t\r\n]*+,[ \t\r\n]*+%b)*+" % (item, item)
+
+
+_RUN = re.compile(_run(_RUN_LEVELS))
 _TOO_BIG = "Number too big to be stored in double."
 # As many digits as the longest integer has, and as many as are surely no overflow.
 _UINT64_DIGITS, _SAFE_DIGITS = 20, 300
-_INTEGER_BYTES = b"-0123456789, \t\r\n"
 # Numbers for which it matters in which order RapidJSON multiplies.
 HUGE_EXPONENTS = (re.compile(rb"e\+?[0-9]{3}"), re.compile(rb"E\+?[0-9]{3}"))
 HUGE_DIGITS = b"1797693134862315"
@@ -86,7 +107,11 @@ class _Reader:
         key: str | None = None
         while True:
             byte = self._body[self._at]
-            if byte == _OPEN_LIST:
+            run = self._run() if opened and key is None else []
+            if run:
+                items += run[:-1]
+                value, complete = run[-1], True
+            elif byte == _OPEN_LIST:
                 value, complete = self._list()
             elif byte == _OPEN_OBJECT:
                 value, complete = self._object()
@@ -125,13 +150,16 @@ class _Reader:
             assert found
             self._at = found.end()
 
+    def _run(self) -> list[Any]:
+        """As many items of the list as can be read at once, none if already the next one cannot."""
+        found = _RUN.match(self._body, self._at)
+        if not found:
+            return []
+        self._at = found.end()
+        return _items(found[0])
+
     def _list(self) -> tuple[Any, bool]:
-        """A whole list if it is a simple one, else (None, False) at its first element."""
-        if self._body[self._at + 1] not in b'[{"':
-            easy = _EASY_LIST.match(self._body, self._at)
-            if easy:
-                self._at = easy.end()
-                return _numbers(easy[1]), True
+        """An empty list, else (None, False) at its first element."""
         self._at += 1
         self._skip()
         if self._body[self._at] == _CLOSE_LIST:
@@ -281,10 +309,8 @@ def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value if len(value) == len(pairs) else Repeated(pairs)
 
 
-def _numbers(text: bytes) -> list[int | float]:
-    tokens = text.split(b",")
-    if not text.translate(None, _INTEGER_BYTES):
-        return list(map(int, tokens))
-    if text.count(b".") == len(tokens):
-        return list(map(float, tokens))
-    return [float(token) if token.translate(None, _INTEGER_BYTES) else int(token) for token in tokens]
+def _items(text: bytes) -> list[Any]:
+    """Easy values and lists of them, separated by commas."""
+    is_strict = b"N" not in text and b"I" not in text
+    items: list[Any] = (orjson if is_strict else json).loads(b"[%b]" % text)
+    return items

@@ -20,6 +20,9 @@ from . import messages
 
 # One protobuf message cannot hold more; a shape that asks for more is an attack or a mistake.
 MAX_TENSOR_BYTES = 2**31
+# How much of a tensor may be left to the rule that the last value repeats: a message of sixty bytes
+# could else ask for two gigabytes, and a model for many times as much.
+MAX_FILL_BYTES = 2**26
 MAX_RANK = 32
 
 _ML_DTYPES = {
@@ -115,7 +118,8 @@ def decode(proto: Any) -> NDArray[Any]:
 
     A missing shape means a scalar; too few values repeat the last one, none at all give zeros,
     surplus ones are ignored; integers out of range wrap. Raises `InputError` for an unknown dtype, a
-    negative dimension, content of the wrong length, or a shape above ``MAX_TENSOR_BYTES``.
+    negative dimension, content of the wrong length, a shape above ``MAX_TENSOR_BYTES``, or values that
+    would have to be repeated for more than ``MAX_FILL_BYTES``.
     """
     row = BY_NUMBER.get(proto.dtype)
     if row is None:
@@ -160,6 +164,7 @@ def _values(proto: Any, row: DType) -> NDArray[Any]:
 def _fill(values: NDArray[Any], count: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     if len(values) >= count:
         return values[:count]
+    _check_fill((count - len(values)) * dtype.itemsize)
     filled = np.zeros(count, dtype)
     filled[: len(values)] = values
     if len(values):
@@ -167,12 +172,19 @@ def _fill(values: NDArray[Any], count: int, dtype: np.dtype[Any]) -> NDArray[Any
     return filled
 
 
+def _check_fill(size: int) -> None:
+    if size > MAX_FILL_BYTES:
+        raise InputError(f"the shape asks for {size} bytes more than there are values; at most {MAX_FILL_BYTES} may be")
+
+
 def _decode_strings(proto: Any, shape: tuple[int, ...], count: int) -> NDArray[Any]:
     if proto.tensor_content:
         values = _split_string_content(proto.tensor_content, count)
     else:
         values = list(proto.string_val)[:count]
-        values += [values[-1] if values else b""] * (count - len(values))
+        last = values[-1] if values else b""
+        _check_fill((count - len(values)) * (np.dtype(object).itemsize + len(last)))
+        values += [last] * (count - len(values))
     array = np.empty(count, dtype=object)
     array[:] = values
     return array.reshape(shape)

@@ -191,6 +191,13 @@ def test_wrong_dtype(engine: str, dtype: str, loaded: Loaded) -> None:
     assert runtime.run(DEFAULT_SIGNATURE, batch(runtime, 1))["probabilities"].shape == (1, 10)
 
 
+def test_an_error_that_quotes_bytes_of_the_input(loaded: Loaded) -> None:
+    runtime = loaded["celsius", "tensorflow"]
+    with pytest.raises(InputError, match="Could not parse example input") as caught:
+        runtime.run("regress", {"inputs": np.array([b"\x0b\xd3"], object)})
+    assert "value: '\x0b\N{REPLACEMENT CHARACTER}'" in str(caught.value)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_eight_threads_get_the_answers_of_one(engine: str, loaded: Loaded) -> None:
     runtime = loaded["mlp", engine]

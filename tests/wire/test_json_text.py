@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -249,6 +250,40 @@ def test_any_bytes_are_a_value_or_an_error(body: bytes) -> None:
         json_text.parse(body)
     except InvalidArgumentError as error:
         assert str(error).startswith("JSON Parse error: ")  # noqa: PT017  # a value would be as good
+
+
+VALUES = (
+    *("1", "-0", "-0.0", "1.5", "-2e5", "1E-3", "1e308", "1e309", "01", "1.", "-", "x"),
+    *("123456789012345678", "1234567890123456789", "18446744073709551616", "NaN", "-NaN", "Inf", "-Infinity", "Inf.5"),
+    *('""', '"a"', '"\\n"', '"é"', '"Inf,[NaN"', '"\\"]"', "true", "null", "nul", "{}", '{"a": [1, 2], "a": 1}'),
+)
+LISTS = st.recursive(
+    st.sampled_from(VALUES),
+    lambda inner: st.lists(inner, max_size=4).map(lambda items: f"[{', '.join(items)}]"),
+    max_leaves=20,
+)
+
+
+@given(text=LISTS, at=st.integers(0, 100), more=st.sampled_from(["", "", ",", "[", "]", "]]", '"', " ", "1", "\0"]))
+@settings(max_examples=500, deadline=None)
+def test_values_read_together_are_those_read_one_by_one(text: str, at: int, more: str) -> None:
+    body = (text[:at] + more + text[at:]).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        together = outcome(body)
+        patch.setattr(json_reader, "_RUN", re.compile(b"(?!)"))
+        assert outcome(body) == together
+
+
+def outcome(body: bytes) -> str:
+    try:
+        return repr(json_reader.read(body))
+    except InvalidArgumentError as error:
+        return str(error)
+
+
+def test_a_large_list_with_a_fault_at_its_end() -> None:
+    body = b"[%b[%b[1, x]]]" % (b"[[1.5], [NaN]], " * 100_000, b"[1], " * 100_000)
+    assert refusal(body) == f"Invalid value. at offset: {body.index(b'x')}"
 
 
 def test_an_unterminated_string_of_quotes_costs_no_more_than_its_length() -> None:

@@ -61,7 +61,9 @@ def own_types() -> dict[str, Descriptor | EnumDescriptor]:
 
 TYPES = own_types()
 # The server's own configuration files, which the official client package does not carry.
-SERVER_ONLY = {f"tensorflow.serving.{name}" for name in ("BatchingParameters", "MonitoringConfig", "PrometheusConfig", "SSLConfig")}
+SERVER_ONLY = {
+    f"tensorflow.serving.{name}" for name in ("BatchingParameters", "MonitoringConfig", "PrometheusConfig", "SSLConfig")
+}
 MESSAGES = sorted(name for name, kind in TYPES.items() if isinstance(kind, Descriptor) and name not in SERVER_ONLY)
 ENUMS = sorted(name for name, kind in TYPES.items() if isinstance(kind, EnumDescriptor))
 

@@ -349,6 +349,23 @@ def test_bad_messages_are_refused(proto: Any, expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("number", "count", "values"),
+    [
+        (1, tensors.MAX_FILL_BYTES // 4, {}),
+        (1, tensors.MAX_FILL_BYTES // 4 + 1, {"float_val": [1.0]}),
+        (2, tensors.MAX_FILL_BYTES // 8 + 2, {"double_val": [1.0, 2.0]}),
+        (6, tensors.MAX_FILL_BYTES, {}),
+        (7, tensors.MAX_FILL_BYTES // 8, {}),
+        (7, tensors.MAX_FILL_BYTES // 16 + 1, {"string_val": [b"12345678"]}),
+    ],
+)
+def test_as_many_values_are_filled_in_and_no_more(number: int, count: int, values: dict[str, Any]) -> None:
+    assert tensors.decode(message(number, [count], **values)).shape == (count,)
+    with pytest.raises(InputError, match="more than there are values"):
+        tensors.decode(message(number, [count + 1], **values))
+
+
+@pytest.mark.parametrize(
     "shape", [[2**62, 2**62, 0], [0, 2**62, 2**62], [1] * 33, [2**63 - 1, 0]], ids=["big 0", "0 big", "rank 33", "max"]
 )
 def test_shapes_that_numpy_cannot_hold_are_refused(shape: list[int]) -> None:
