@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
@@ -12,7 +10,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ..errors import ServableError
+from .. import streams
 
 PIPE_WIDTH = 140
 
@@ -40,33 +38,8 @@ def quiet() -> Iterator[Console]:
 
     Yields a console on the real stderr. If something unexpected is raised, the log's end is printed.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    saved = os.dup(1), os.dup(2)
-    real = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="replace")
-    with tempfile.TemporaryFile() as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        failed = False
-        try:
-            yield _console(real)
-        except (ServableError, KeyboardInterrupt):
-            raise
-        except Exception:
-            failed = True
-            raise
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os.dup2(saved[0], 1)
-            os.dup2(saved[1], 2)
-            os.close(saved[0])
-            os.close(saved[1])
-            with suppress(BrokenPipeError):  # nobody reads the notes; that is no failure
-                real.close()
-            if failed:
-                log.seek(0)
-                sys.stderr.write(log.read()[-4000:].decode("utf-8", "replace"))
+    with streams.silenced() as real:
+        yield _console(real)
 
 
 @contextmanager
