@@ -45,6 +45,10 @@ class Store:
 
     def models(self) -> list[str]:
         """Names of the models with at least one version, sorted. Raises `StoreError`."""
+        return [name for name in self.folders() if self.versions(name)]
+
+    def folders(self) -> list[str]:
+        """Names of the folders in which versions may be, sorted. Raises `StoreError`."""
         self.check()
         try:
             names = sorted(entry.name for entry in self.root.iterdir() if entry.is_dir())
@@ -52,7 +56,7 @@ class Store:
             raise StoreError(f"there is no store at {self.root}; make one with: servable export NAME") from None
         except OSError as error:
             raise StoreError(f"the store {self.root} cannot be read: {error.strerror}") from error
-        return [name for name in names if not name.startswith(".") and self.versions(name)]
+        return [name for name in names if not name.startswith(".")]
 
     def versions(self, model: str) -> list[int]:
         """Version numbers of a model in ascending order; empty if the model does not exist."""

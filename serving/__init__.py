@@ -9,6 +9,6 @@ os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
 
 from .options import ServerOptions
 from .server import Server
-from .sources import Aspired, from_store
+from .sources import Aspired
 
-__all__ = ["Aspired", "Server", "ServerOptions", "from_store"]
+__all__ = ["Aspired", "Server", "ServerOptions"]

@@ -3,6 +3,7 @@
 The gRPC and REST fronts only decode requests into these calls and encode what they return. Message
 texts are the original's (``servables/tensorflow/predict_util.cc``), since clients and scripts match
 on them. Each call takes the `Call` of its request, in which it notes the engine and the time of a run.
+Calls that run a model are coroutines: with batching they wait for a run that others share (`steps`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from time import thread_time_ns
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +21,13 @@ from ..errors import FailedPreconditionError, InputError, InternalError, Invalid
 from ..signature import CLASSIFY_METHOD, DEFAULT_SIGNATURE, PREDICT_METHOD, REGRESS_METHOD, Signature
 from ..wire.tensors import dtype_of
 from . import inference
+from .batch_queue import Task
+from .engines import Engine
 from .inference import Classification
-from .manager import Manager, VersionStatus
 from .monitoring import DECODE, QUEUE, RUN, Call
 from .servable import Servable
+from .status import VersionStatus
+from .steps import Wait
 
 _PREDICT_METHODS = (PREDICT_METHOD, CLASSIFY_METHOD, REGRESS_METHOD)
 
@@ -41,31 +46,56 @@ class ModelSpec(NamedTuple):
         return self.signature_name or DEFAULT_SIGNATURE
 
 
+class Servables(Protocol):
+    """Where a data plane finds what it is asked for."""
+
+    is_shared: bool  # whether others serve the same, so that to ask for a status takes time
+
+    def enter(self, name: str, version: int | None) -> Servable:
+        """The servable of this version, or of the highest, entered; else `NotFoundError`."""
+
+    def labelled(self, name: str, label: str) -> int:
+        """The version that a label stands for; else `InvalidArgumentError`."""
+
+    def statuses(self, name: str, version: int | None) -> list[VersionStatus]:
+        """Status of one version or of all, highest first; `NotFoundError` if there is none."""
+
+    def models(self) -> list[str]:
+        """Names of all models, sorted."""
+
+    def engines(self, name: str) -> dict[int, Mapping[str, Engine]]:
+        """The engines of a model's loaded versions, by version and signature."""
+
+    def reload(self, config: Any) -> None:
+        """Serve what a ModelServerConfig says, and nothing else."""
+
+
 class DataPlane:
-    """Answers the calls of both services from a `Manager`'s servables.
+    """Answers the calls of both services from servables.
 
     ``check_method_names`` holds each call to signatures of its own method name
-    (``--enable_signature_method_name_check``).
+    (``--enable_signature_method_name_check``); ``batching`` says that runs may be joined.
     """
 
-    def __init__(self, manager: Manager, *, check_method_names: bool = False) -> None:
-        self._manager = manager
+    def __init__(self, servables: Servables, *, check_method_names: bool = False, batching: bool = False) -> None:
+        self.batching = batching
+        self._servables = servables
         self._check_method_names = check_method_names
         # More runs at a time than processors only take the caches from each other.
         self._slots = threading.Semaphore(_processors())
 
     def resolve(self, spec: ModelSpec) -> Servable:
-        """The servable that a spec names.
+        """The servable that a spec names, entered: to be used in a with-block, which leaves it.
 
         Raises `InvalidArgumentError` without a name or for an unknown label, else `NotFoundError`.
         """
         if spec.version_label is not None:
-            raise InvalidArgumentError(f"Unrecognized servable version label: {spec.version_label}")
+            return self._servables.enter(spec.name, self._servables.labelled(spec.name, spec.version_label))
         if not spec.name:
             raise InvalidArgumentError("ModelSpec has no name specified.")
-        return self._manager.find(spec.name, spec.version)
+        return self._servables.enter(spec.name, spec.version)
 
-    def predict(
+    async def predict(
         self,
         servable: Servable,
         spec: ModelSpec,
@@ -83,27 +113,30 @@ class DataPlane:
                 f"Expected prediction signature method_name to be one of {{{', '.join(_PREDICT_METHODS)}}}. "
                 f"Was: {signature.method_name}"
             )
-        return self._run(servable, key, _complete(servable, signature, inputs), _wanted(signature, output_filter), call)
+        complete, wanted = _complete(servable, signature, inputs), _wanted(signature, output_filter)
+        return await self._run(servable, key, complete, wanted, call)
 
-    def classify(self, servable: Servable, spec: ModelSpec, examples: Sequence[bytes], call: Call) -> Classification:
+    async def classify(
+        self, servable: Servable, spec: ModelSpec, examples: Sequence[bytes], call: Call
+    ) -> Classification:
         """Run a classification signature on serialized tf.Examples."""
         signature = _signature(servable, spec)
         if self._check_method_names:
             inference.check_method(signature, "classification", CLASSIFY_METHOD)
         names = inference.check_classify_signature(signature)
-        outputs = self._run_examples(servable, signature, examples, names, call)
+        outputs = await self._run_examples(servable, signature, examples, names, call)
         return inference.to_classification(outputs, len(examples))
 
-    def regress(self, servable: Servable, spec: ModelSpec, examples: Sequence[bytes], call: Call) -> NDArray[Any]:
+    async def regress(self, servable: Servable, spec: ModelSpec, examples: Sequence[bytes], call: Call) -> NDArray[Any]:
         """Run a regression signature on serialized tf.Examples; float32 of shape (batch,)."""
         signature = _signature(servable, spec)
         if self._check_method_names:
             inference.check_method(signature, "regression", REGRESS_METHOD)
         names = inference.check_regress_signature(signature)
-        outputs = self._run_examples(servable, signature, examples, names, call)
+        outputs = await self._run_examples(servable, signature, examples, names, call)
         return inference.to_regression(outputs, len(examples))
 
-    def multi_inference(
+    async def multi_inference(
         self, servable: Servable, tasks: Sequence[tuple[ModelSpec, str]], examples: Sequence[bytes], call: Call
     ) -> list[Classification | NDArray[Any]]:
         """Run several signatures on the same examples; ``tasks`` are specs with the method to use."""
@@ -122,13 +155,15 @@ class DataPlane:
             if method not in (CLASSIFY_METHOD, REGRESS_METHOD):
                 raise UnimplementedError(f"Unsupported signature method_name: {method}")
         return [
-            self.classify(servable, spec, examples, call)
-            if method == CLASSIFY_METHOD
-            else self.regress(servable, spec, examples, call)
+            await (
+                self.classify(servable, spec, examples, call)
+                if method == CLASSIFY_METHOD
+                else self.regress(servable, spec, examples, call)
+            )
             for spec, method in tasks
         ]
 
-    def _run_examples(
+    async def _run_examples(
         self, servable: Servable, signature: Signature, examples: Sequence[bytes], outputs: Sequence[str], call: Call
     ) -> dict[str, NDArray[Any]]:
         if not examples:
@@ -137,15 +172,17 @@ class DataPlane:
         batch[:] = examples
         inputs = {"inputs": batch}
         _check_dtypes(servable, signature.name, inputs)
-        return self._run(servable, signature.name, inputs, outputs, call)
+        return await self._run(servable, signature.name, inputs, outputs, call)
 
-    def _run(
+    async def _run(
         self, servable: Servable, key: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str], call: Call
     ) -> dict[str, NDArray[Any]]:
         engine = servable.engines.get(key)
         call.version = servable.version
         call.engine = engine
         call.lap(DECODE)
+        if servable.batcher is not None and engine is not None:
+            return await _batched(servable.batcher.task(key, inputs, outputs), call)
         # TensorFlow has threads of its own, and of a TFLite model only so many run as it has interpreters.
         if not call.pooled or engine is None or engine.runtime != "onnx":
             try:
@@ -168,19 +205,41 @@ class DataPlane:
         for field in fields:
             if field != "signature_def":
                 raise InvalidArgumentError(f"Metadata field {field} is not supported")
-        return self.resolve(spec)
+        with self.resolve(spec) as servable:
+            return servable
 
     def status(self, spec: ModelSpec) -> list[VersionStatus]:
         """States of one version or of all, highest first; a label is ignored, as in the original."""
-        return self._manager.statuses(spec.name, spec.version)
+        return self._servables.statuses(spec.name, spec.version)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether to ask for a status takes time, as other processes are asked too."""
+        return self._servables.is_shared
+
+    def reload(self, config: Any) -> None:
+        """Serve what a ModelServerConfig says, and nothing else; raises `ServableError` where that cannot be."""
+        self._servables.reload(config)
 
     def models(self) -> list[str]:
         """Names of the models that were configured."""
-        return self._manager.models()
+        return self._servables.models()
 
-    def engines(self, name: str) -> dict[int, Mapping[str, Any]]:
+    def engines(self, name: str) -> dict[int, Mapping[str, Engine]]:
         """Version → signature → `Engine` of the loaded versions of a model."""
-        return self._manager.engines(name)
+        return self._servables.engines(name)
+
+
+async def _batched(task: Task, call: Call) -> dict[str, NDArray[Any]]:
+    """Wait for a task of a batcher; `Call.abandon` takes it out of the queue."""
+    call.task = task
+    call.handed_over_ns = thread_time_ns()
+    await Wait(task)
+    call.task = None
+    if task.ended_ns:  # else it was refused, or dropped
+        call.lap(QUEUE, task.started_ns)
+        call.lap(RUN, task.ended_ns)
+    return task.result()
 
 
 def _signature(servable: Servable, spec: ModelSpec) -> Signature:

@@ -15,8 +15,8 @@ from ..wire.predict_response import serialize
 from .data_plane import DataPlane, ModelSpec
 from .engines import Engine
 from .inference import Classification
-from .manager import VersionStatus
 from .servable import Servable
+from .status import VersionStatus
 
 # A gRPC client refuses metadata of more than 8 KiB in all.
 MAX_HEADER_BYTES = 4096

@@ -24,7 +24,6 @@ class Support(Enum):
 
     HONOURED = "honoured"
     NO_MEANING = "accepted, without effect"
-    NOT_YET = "accepted, not yet acted on"
     REFUSED = "refused"
 
 
@@ -68,10 +67,6 @@ def _no_meaning(name: str, kind: str, default: Any, why: str) -> Flag:
     return Flag(name, kind, default, why, Support.NO_MEANING)
 
 
-def _not_yet(name: str, kind: str, default: Any, what: str) -> Flag:
-    return Flag(name, kind, default, what, Support.NOT_YET)
-
-
 def _refused(name: str, kind: str, default: Any, instead: str) -> Flag:
     return Flag(name, kind, default, instead, Support.REFUSED)
 
@@ -100,19 +95,27 @@ FLAGS = (
     Flag("enable_signature_method_name_check", "bool", False, "hold signatures to their method_name"),
     Flag("enable_grpc_healthcheck_service", "bool", True, "the standard gRPC health service (the original: off)"),
     Flag("enable_serialization_as_tensor_content", "bool", False, "answer gRPC Predict with tensor_content"),
-    _not_yet("enable_batching", "bool", False, "batch requests of different callers"),
-    _not_yet("batching_parameters_file", "string", "", "text-format BatchingParameters"),
-    _not_yet("enable_per_model_batching_parameters", "bool", False, "batching_params.pbtxt of each version"),
-    _not_yet("allow_version_labels_for_unavailable_models", "bool", False, "labels for versions that are not loaded"),
-    _refused("model_config_file", "string", "", "for several models give a STORE"),
-    _not_yet("model_config_file_poll_wait_seconds", "int32", 0, "read the config file again every so often"),
-    _not_yet("num_load_threads", "int32", 0, "threads that load models"),
-    _not_yet("num_unload_threads", "int32", 0, "threads that unload models"),
-    _not_yet("max_num_load_retries", "int32", 5, "how often a failed load is tried again"),
-    _not_yet("load_retry_interval_micros", "int64", 60_000_000, "wait between tries"),
-    _not_yet("file_system_poll_wait_seconds", "int32", 1, "how often to look for new versions; now: once, as with 0"),
-    _not_yet("enable_model_warmup", "bool", True, "replay assets.extra/tf_serving_warmup_requests at load"),
-    _not_yet("num_request_iterations_for_warmup", "int32", 0, "how often each warm-up request is run"),
+    Flag("enable_batching", "bool", False, "run requests of different callers together"),
+    Flag("batching_parameters_file", "string", "", "text-format BatchingParameters for all models"),
+    Flag(
+        *("enable_per_model_batching_parameters", "bool", False),
+        "batch only versions with a batching_params.pbtxt, and as that says",
+    ),
+    Flag(
+        *("allow_version_labels_for_unavailable_models", "bool", False),
+        "let a new label stand for a version that is not available",
+    ),
+    Flag("model_config_file", "string", "", "text-format ModelServerConfig: models, version policies, labels"),
+    Flag("model_config_file_poll_wait_seconds", "int32", 0, "seconds until it is read again; 0 or less: never"),
+    Flag("num_load_threads", "int32", 0, "versions that are loaded at a time while serving; 0: one"),
+    Flag("num_unload_threads", "int32", 0, "versions that are unloaded at a time; 0: one"),
+    Flag("max_num_load_retries", "int32", 5, "how often a failed load is tried again; at start only if it is given"),
+    Flag("load_retry_interval_micros", "int64", 60_000_000, "microseconds between tries; negative: none"),
+    Flag(
+        "file_system_poll_wait_seconds", "int32", 1, "seconds between looks for versions; 0: one look; negative: none"
+    ),
+    Flag("enable_model_warmup", "bool", True, "run a version's assets.extra/tf_serving_warmup_requests at load"),
+    Flag("num_request_iterations_for_warmup", "int32", 0, "how often each of these is run; 0 or less: once"),
     _no_meaning("flush_filesystem_caches", "bool", True, "no file system cache is kept"),
     _no_meaning("tensorflow_session_config_file", "string", "", "use the parallelism flags"),
     _no_meaning("platform_config_file", "string", "", "there is one platform, tensorflow"),

@@ -54,8 +54,11 @@ class Work(Protocol):
 
     quick: bool  # whether `run` may run on the queue's thread
 
-    def run(self) -> Reply:
-        """Answer; never raises."""
+    def run(self, done: Callable[[Reply], None]) -> Reply | None:
+        """Answer, or return None and call ``done`` with the answer later, from any thread; never raises."""
+
+    def abandon(self) -> None:
+        """Hear that nobody waits for the answer any more."""
 
 
 # What makes a call's work of its serialized request, its metadata and the time it came (perf_counter_ns).
@@ -170,9 +173,27 @@ class CoreServer:
         ``on_done`` hears of the batch's end on the queue's thread.
         """
         with self._lock:
-            if not call.closed:
-                call.core.start_server_batch(operations, on_done)
-                self._pending += 1
+            self._begin(call, operations, on_done)
+
+    def watch(self, call: _Call, on_closed: Callable[[Any], None]) -> None:
+        """Have ``on_closed`` hear of the call's end, unless somebody does already."""
+        with self._lock:
+            if not call.watched:
+                call.watched = True
+                self._begin(call, (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), on_closed)
+
+    def end(self, call: _Call, operations: tuple[Any, ...]) -> None:
+        """Start the last operations of a call."""
+        with self._lock:
+            if not call.watched:
+                call.watched = True
+                operations = (*operations, cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS))
+            self._begin(call, operations, _ignore)
+
+    def _begin(self, call: _Call, operations: Sequence[Any], on_done: Callable[[Any], None]) -> None:
+        if not call.closed:
+            call.core.start_server_batch(operations, on_done)
+            self._pending += 1
 
     def close(self, call: _Call) -> None:
         """Begin no more for this call."""
@@ -195,50 +216,45 @@ class _Call:
     answered at once asks for it with the answer.
     """
 
-    __slots__ = ("_server", "_watched", "closed", "core", "metadata")
+    __slots__ = ("_server", "closed", "core", "metadata", "watched")
 
     def __init__(self, server: CoreServer, event: Any) -> None:
         self._server = server
         self.core = event.call
         self.metadata: Metadata = event.invocation_metadata
         self.closed = False  # whether nobody waits for an answer any more
-        self._watched = False
+        self.watched = False  # whether the C core was asked to tell of the end
 
     def watch(self) -> None:
         """Have `closed` tell from now on whether the call has ended."""
-        self._watched = True
-        self._server.begin(self, (cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._on_closed)
+        self._server.watch(self, self._on_closed)
 
     def _on_closed(self, event: Any) -> None:
         self._server.close(self)
-
-    def _end(self, operations: tuple[Any, ...]) -> None:
-        if not self._watched:
-            self._watched = True
-            operations = (*operations, cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS))
-        self._server.begin(self, operations, _ignore)
 
     def reply(self, reply: Reply) -> None:
         """Answer a unary call and end it."""
         if reply.code is not Code.OK:
             self.fail(reply.code, reply.details, reply.initial, reply.trailing)
             return
-        self._end(
+        self._server.end(
+            self,
             (
                 cygrpc.SendInitialMetadataOperation(reply.initial, _NO_FLAGS),
                 cygrpc.SendMessageOperation(reply.data, _NO_FLAGS),
                 cygrpc.SendStatusFromServerOperation(reply.trailing, 0, b"", _NO_FLAGS),
-            )
+            ),
         )
 
     def fail(self, code: Code, details: str, initial: Metadata = (), trailing: Metadata = ()) -> None:
         """End a call that has been sent nothing with a status."""
         text = details.encode("utf-8", "replace")
-        self._end(
+        self._server.end(
+            self,
             (
                 cygrpc.SendInitialMetadataOperation(initial, _NO_FLAGS),
                 cygrpc.SendStatusFromServerOperation(trailing, int(code), text, _NO_FLAGS),
-            )
+            ),
         )
 
 
@@ -247,12 +263,13 @@ def _ignore(event: Any) -> None:
 
 
 class _UnaryCall(_Call):
-    __slots__ = ("_arrived_ns", "_handler")
+    __slots__ = ("_arrived_ns", "_handler", "_work")
 
     def __init__(self, server: CoreServer, event: Any, handler: Unary, arrived_ns: int) -> None:
         super().__init__(server, event)
         self._handler = handler
         self._arrived_ns = arrived_ns
+        self._work: Work | None = None
 
     def receive(self) -> None:
         self._server.begin(self, (cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._on_message)
@@ -267,16 +284,27 @@ class _UnaryCall(_Call):
         except Exception:
             self.fail(Code.INTERNAL, "the server failed; its log says where")
             raise
+        self._work = work
         if work.quick:
-            self.reply(work.run())
+            self._run()
             return
         self.watch()
-        if not self._server.submit(lambda: self._run(work)):
+        if not self._server.submit(self._run):
             self.fail(Code.UNAVAILABLE, "the server is shutting down")
 
-    def _run(self, work: Work) -> None:
-        if not self.closed:
-            self.reply(work.run())
+    def _run(self) -> None:
+        if self.closed or self._work is None:
+            return
+        reply = self._work.run(self.reply)
+        if reply is None:
+            self.watch()
+        else:
+            self.reply(reply)
+
+    def _on_closed(self, event: Any) -> None:
+        super()._on_closed(event)
+        if self._work is not None:
+            self._work.abandon()
 
 
 class Stream(_Call):

@@ -14,21 +14,14 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from ..errors import AddressInUseError, Code, InvalidArgumentError, ServableError
-from ..wire import messages, tensors
+from ..wire import messages
+from . import steps
 from .access_log import REQUEST_ID, AccessLog, is_good_id
-from .data_plane import DataPlane, ModelSpec
-from .encode import (
-    engines_header,
-    model_metadata,
-    model_status,
-    predict_response,
-    set_classification,
-    set_model_spec,
-    set_regression,
-)
+from .data_plane import DataPlane
+from .encode import engines_header, model_status
 from .grpc_core import CoreServer, Metadata, Reply
 from .grpc_services import HEALTH, Health, Reflection
-from .inference import Classification
+from .methods import Method, PredictionService, given_spec, serialized
 from .monitoring import ENCODE, QUEUE, Call, Monitor
 from .pace import Pace, Stopwatch
 
@@ -36,6 +29,10 @@ _log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 2**31 - 1
 MAX_ERROR_BYTES = 1024
+RELOAD = "HandleReloadConfigRequest"
+STATUS = "GetModelStatus"
+# Versions come and go; what is known of those that went is not kept for ever.
+_MAX_PACES = 4096
 # Trailing metadata of GetModelStatus.
 ENGINES = "servable-engines"
 
@@ -45,7 +42,8 @@ class GrpcOptions:
     """Where and how to listen.
 
     ``port`` of None opens no TCP port and 0 any free one; ``socket_path`` adds a UNIX socket.
-    ``arguments`` are grpc server options; ``as_content`` answers Predict with ``tensor_content``.
+    ``arguments`` are grpc server options; ``as_content`` answers Predict with ``tensor_content``;
+    ``reuse_port`` shares the port with other processes that do so too.
     """
 
     host: str = "127.0.0.1"
@@ -56,110 +54,32 @@ class GrpcOptions:
     arguments: Sequence[tuple[str, int | str]] = ()
     health: bool = True
     as_content: bool = False
+    reuse_port: bool = False
 
 
-def model_spec(request: Any) -> ModelSpec:
-    """The request's ModelSpec; `InvalidArgumentError` if it has none."""
-    if not request.HasField("model_spec"):
-        raise InvalidArgumentError("Missing ModelSpec")
-    return _spec(request.model_spec)
+class _ModelService:
+    """ModelService over the data plane."""
 
-
-def _spec(spec: Any) -> ModelSpec:
-    return ModelSpec(
-        name=spec.name,
-        version=spec.version.value if spec.HasField("version") else None,
-        version_label=spec.version_label if spec.HasField("version_label") else None,
-        signature_name=spec.signature_name,
-    )
-
-
-def _examples(request: Any) -> list[bytes]:
-    """The serialized examples of an Input, each behind the context, as protobuf merges them."""
-    kind = request.input.WhichOneof("kind")
-    if kind is None:
-        return []
-    listed = getattr(request.input, kind)
-    context = listed.context.SerializeToString() if kind == "example_list_with_context" else b""
-    return [context + example.SerializeToString() for example in listed.examples]
-
-
-def _serialized(message: Any) -> bytes:
-    data: bytes = message.SerializeToString()
-    return data
-
-
-class _Methods:
-    """The methods of both services: message in, serialized message out."""
-
-    def __init__(self, plane: DataPlane, *, as_content: bool) -> None:
+    def __init__(self, plane: DataPlane, monitor: Monitor) -> None:
         self._plane = plane
-        self._as_content = as_content
+        self._monitor = monitor
 
-    def predict(self, request: Any, call: Call) -> bytes:
-        spec = model_spec(request)
+    async def get_status(self, request: Any, call: Call) -> bytes:
+        spec = given_spec(request)
         call.model = spec.name
-        servable = self._plane.resolve(spec)
-        inputs = {}
-        for alias, proto in request.inputs.items():
-            try:
-                inputs[alias] = tensors.decode(proto)
-            except ServableError:
-                raise InvalidArgumentError(f"tensor parsing error: {alias}") from None
-        outputs = self._plane.predict(servable, spec, inputs, request.output_filter, call)
-        return predict_response(servable, spec, outputs, as_content=self._as_content)
+        return serialized(model_status(self._plane.status(spec)))
 
-    def classify(self, request: Any, call: Call) -> bytes:
-        spec = model_spec(request)
-        call.model = spec.name
-        servable = self._plane.resolve(spec)
-        response = messages.ClassificationResponse()
-        set_classification(response.result, self._plane.classify(servable, spec, _examples(request), call))
-        set_model_spec(response.model_spec, servable, spec)
-        return _serialized(response)
+    async def reload_config(self, request: Any, call: Call) -> bytes:
+        """Replace the server's whole configuration, and tell how the metrics asked for have changed by it."""
+        before = {name: self._monitor.first_value(name) for name in request.metric_names}
+        self._plane.reload(request.config)
+        response = messages.ReloadConfigResponse()
+        response.status.SetInParent()
+        for name in request.metric_names:
+            increase = self._monitor.first_value(name) - before[name]
+            response.metric.add(name=name, int64_value_increase=increase)
+        return serialized(response)
 
-    def regress(self, request: Any, call: Call) -> bytes:
-        spec = model_spec(request)
-        call.model = spec.name
-        servable = self._plane.resolve(spec)
-        response = messages.RegressionResponse()
-        set_regression(response.result, self._plane.regress(servable, spec, _examples(request), call))
-        set_model_spec(response.model_spec, servable, spec)
-        return _serialized(response)
-
-    def multi_inference(self, request: Any, call: Call) -> bytes:
-        tasks = [(_spec(task.model_spec), task.method_name) for task in request.tasks]
-        if not tasks:
-            raise InvalidArgumentError("ModelSpec has no name specified.")
-        call.model = tasks[0][0].name
-        servable = self._plane.resolve(tasks[0][0])
-        examples = _examples(request)
-        response = messages.MultiInferenceResponse()
-        results = self._plane.multi_inference(servable, tasks, examples, call)
-        call.examples = len(examples)
-        for (spec, _), found in zip(tasks, results, strict=True):
-            result = response.results.add()
-            set_model_spec(result.model_spec, servable, spec)
-            if isinstance(found, Classification):
-                result.classification_result.SetInParent()
-                set_classification(result.classification_result, found)
-            else:
-                result.regression_result.SetInParent()
-                set_regression(result.regression_result, found)
-        return _serialized(response)
-
-    def get_metadata(self, request: Any, call: Call) -> bytes:
-        spec = model_spec(request)
-        call.model = spec.name
-        return _serialized(model_metadata(self._plane, spec, request.metadata_field))
-
-    def get_status(self, request: Any, call: Call) -> bytes:
-        spec = model_spec(request)
-        call.model = spec.name
-        return _serialized(model_status(self._plane.status(spec)))
-
-
-_Method = Callable[[Any, Call], bytes]
 
 # Those that the original counts, by the name of their API label, and those that run a model.
 _COUNTED = ("Predict", "Classify", "Regress")
@@ -179,20 +99,22 @@ class GrpcFront:
         defaults: dict[str, int | str] = {
             "grpc.max_receive_message_length": MAX_MESSAGE_BYTES,
             "grpc.max_send_message_length": MAX_MESSAGE_BYTES,
-            # Else a second server would share the port and take every other connection.
-            "grpc.so_reuseport": 0,
+            # Unasked, a second server would share the port and take every other connection.
+            "grpc.so_reuseport": int(options.reuse_port),
         }
         # Of two options of one name the C core takes the first.
         self._server = CoreServer([*(defaults | dict(options.arguments)).items()], options.threads)
-        methods = _Methods(plane, as_content=options.as_content)
-        for service, name, kind, method in (
-            (messages.PREDICTION_SERVICE, "Predict", messages.PredictRequest, methods.predict),
-            (messages.PREDICTION_SERVICE, "Classify", messages.ClassificationRequest, methods.classify),
-            (messages.PREDICTION_SERVICE, "Regress", messages.RegressionRequest, methods.regress),
-            (messages.PREDICTION_SERVICE, "MultiInference", messages.MultiInferenceRequest, methods.multi_inference),
-            (messages.PREDICTION_SERVICE, "GetModelMetadata", messages.GetModelMetadataRequest, methods.get_metadata),
-            (messages.MODEL_SERVICE, "GetModelStatus", messages.GetModelStatusRequest, methods.get_status),
+        predict, models = PredictionService(plane, as_content=options.as_content), _ModelService(plane, monitor)
+        for name, kind, method in (
+            ("Predict", messages.PredictRequest, predict.predict),
+            ("Classify", messages.ClassificationRequest, predict.classify),
+            ("Regress", messages.RegressionRequest, predict.regress),
+            ("MultiInference", messages.MultiInferenceRequest, predict.multi_inference),
+            ("GetModelMetadata", messages.GetModelMetadataRequest, predict.get_metadata),
+            (STATUS, messages.GetModelStatusRequest, models.get_status),
+            (RELOAD, messages.ReloadConfigRequest, models.reload_config),
         ):
+            service = messages.MODEL_SERVICE if name in (RELOAD, STATUS) else messages.PREDICTION_SERVICE
             self._server.add_unary(service, name, partial(_Work, self, name, kind, method))
         services = [messages.PREDICTION_SERVICE, messages.MODEL_SERVICE]
         self._health: Health | None = None
@@ -247,7 +169,7 @@ class _Work:
     __slots__ = ("_call", "_front", "_key", "_kind", "_method", "_name", "_raw", "_request", "_size", "_wrong", "quick")
 
     def __init__(
-        self, front: GrpcFront, name: str, kind: Any, method: _Method, raw: bytes, metadata: Metadata, arrived_ns: int
+        self, front: GrpcFront, name: str, kind: Any, method: Method, raw: bytes, metadata: Metadata, arrived_ns: int
     ) -> None:
         self._front = front
         self._name = name
@@ -264,22 +186,31 @@ class _Work:
             self._request = kind()
         self._key = (name, *_asked_for(self._request))
         self._size = max(len(raw), _elements(self._request)) if name == "Predict" else len(raw)
-        pace = front.paces.get(self._key)
         # Whether it will be answered at once, as far as the last calls of its kind tell.
-        self.quick = name not in _INFERENCE or (pace is not None and pace.is_quick(self._size))
+        if name in _INFERENCE:
+            pace = front.paces.get(self._key)
+            self.quick = pace is not None and pace.is_quick(self._size)
+        else:
+            self.quick = name != RELOAD and not (front.plane.is_shared and name == STATUS)
 
-    def run(self) -> Reply:
+    def run(self, done: Callable[[Reply], None]) -> Reply | None:
+        return steps.advance(self._reply(), done)
+
+    def abandon(self) -> None:
+        self._call.abandon()
+
+    async def _reply(self) -> Reply:
         call, front = self._call, self._front
         call.lap(QUEUE)
         call.pooled = not self.quick
-        watch = Stopwatch(call)
+        watch = Stopwatch(call, batching=front.plane.batching)
         initial = ((REQUEST_ID, call.request_id),) if call.request_id else ()
         reply = Reply(initial=initial)
         try:
             if self._wrong:
                 raise InvalidArgumentError(f"the request is not a {self._kind.DESCRIPTOR.name}")
-            reply.data = self._method(self._request, call)
-            if self._name == "GetModelStatus":
+            reply.data = await self._method(self._request, call)
+            if self._name == STATUS:
                 reply.trailing = ((ENGINES, engines_header(front.plane.engines(call.model))),)
         except ServableError as error:
             reply = Reply(code=error.code, details=_cut(str(error)), initial=initial)
@@ -288,6 +219,8 @@ class _Work:
             reply = Reply(code=Code.INTERNAL, details=_cut(f"{type(error).__name__}: {error}"), initial=initial)
         call.lap(ENCODE)
         if call.engine is not None:
+            if len(front.paces) > _MAX_PACES:
+                front.paces.clear()
             front.paces.setdefault(self._key, Pace()).note(self._size, watch.elapsed_ns())
         front.monitor.finish(call, reply.code, counted=self._name in _COUNTED)
         if front.access_log.enabled:
@@ -309,7 +242,7 @@ def _asked_for(request: Any) -> tuple[str, int, str]:
     """Model, version and signature of a request, as far as they are given."""
     if hasattr(request, "model_spec"):
         spec = request.model_spec
-    elif request.tasks:
+    elif getattr(request, "tasks", None):
         spec = request.tasks[0].model_spec
     else:
         return "", 0, ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any
 
 from .. import extras
@@ -80,8 +81,11 @@ class _Done:
     def __init__(self, reply: Reply) -> None:
         self._reply = reply
 
-    def run(self) -> Reply:
+    def run(self, done: Callable[[Reply], None]) -> Reply:
         return self._reply
+
+    def abandon(self) -> None:
+        """There is nothing to be done."""
 
 
 class Reflection:

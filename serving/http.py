@@ -49,13 +49,16 @@ class Exchange(Protocol):
 
     @property
     def timeout_s(self) -> float | None:
-        """Limit for `run` in the pool."""
+        """Limit for an answer that does not come at once."""
 
-    def run(self) -> Response:
-        """Answer; never raises."""
+    def run(self, done: Callable[[Response], None]) -> Response | None:
+        """Answer, or return None and call ``done`` with the answer later, from any thread; never raises."""
 
     def expired(self) -> Response:
-        """The answer where `run` took longer than ``timeout_s``; what it returns later is dropped."""
+        """The answer where it took longer than ``timeout_s``; what comes later is dropped."""
+
+    def abandon(self) -> None:
+        """Hear that nobody waits for the answer any more."""
 
     def finish(self, response: Response) -> None:
         """Hear which response was sent: the time to count and to log."""

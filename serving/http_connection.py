@@ -10,7 +10,8 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http import HTTPStatus
 from time import perf_counter_ns
 from typing import Any, Protocol
@@ -62,10 +63,11 @@ class Connection(asyncio.Protocol):
         self._parser = server.httptools.HttpRequestParser(self)
         self._transport: Any = None
         self._waiting: deque[Request] = deque()
-        self._running: Exchange | None = None  # the one in the pool
+        self._running: Exchange | None = None  # the one whose answer is to come
         self._timer: asyncio.TimerHandle | None = None
         self._can_write = True
         self._closing = False  # after what is being answered
+        self._ended = False  # the client has said that it will send no more
         self._refused = 0  # the status for what came behind the waiting requests and was none
         self._request: Request | None = None  # the one being read
         self._target = b""
@@ -88,6 +90,8 @@ class Connection(asyncio.Protocol):
         self._closing = True
         if self._timer:
             self._timer.cancel()
+        if self._running:
+            self._running.abandon()
 
     def data_received(self, data: bytes) -> None:
         if self._closing or self._refused:
@@ -106,6 +110,10 @@ class Connection(asyncio.Protocol):
                 data = self._without_upgrade() + data[upgrade.args[0] :]
             except errors.HttpParserError as error:
                 self._refuse(self._status_of(error, data))
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        return bool(self._running or self._waiting)  # who has asked may end its side, and is answered still
 
     def pause_writing(self) -> None:
         self._can_write = False
@@ -141,7 +149,7 @@ class Connection(asyncio.Protocol):
             if name == b"expect":
                 if value.lower() != b"100-continue":
                     self._refuse(417)
-                else:
+                elif not (self._closing or self._refused):
                     self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, part: bytes) -> None:
@@ -215,26 +223,30 @@ class Connection(asyncio.Protocol):
 
     def _handle(self, request: Request) -> None:
         exchange = self._server.application(request)
-        if exchange.quick:
-            self._answer(request, exchange, exchange.run())
-            return
         self._running = exchange
-        loop = self._server.loop
-        try:
-            future = self._server.pool.submit(exchange.run)
-        except RuntimeError:  # the pool is shut down: the server stops
-            self._running = None
-            self._answer(request, exchange, page(503))
-            return
-        future.add_done_callback(lambda done: self._server.call_soon(self._done, request, exchange, done))
+        done = partial(self._server.call_soon, self._done, request, exchange)
+        if exchange.quick:
+            response = exchange.run(done)
+            if response is not None:
+                self._running = None
+                self._answer(request, exchange, response)
+                return
+        else:
+            try:
+                future = self._server.pool.submit(_run, exchange, done)
+            except RuntimeError:  # the pool is shut down: the server stops
+                self._running = None
+                self._answer(request, exchange, page(503))
+                return
+            future.add_done_callback(lambda ended: done(page(503)) if ended.cancelled() else None)
         if exchange.timeout_s is not None:
-            self._timer = loop.call_later(exchange.timeout_s, self._expire, request, exchange)
+            self._timer = self._server.loop.call_later(exchange.timeout_s, self._expire, request, exchange)
 
-    def _done(self, request: Request, exchange: Exchange, future: Future[Response]) -> None:
+    def _done(self, request: Request, exchange: Exchange, response: Response) -> None:
         if self._running is not exchange:
             return  # answered already: it took too long
         self._release()
-        self._answer(request, exchange, page(503) if future.cancelled() else future.result())
+        self._answer(request, exchange, response)
         self._next()
 
     def _expire(self, request: Request, exchange: Exchange) -> None:
@@ -256,7 +268,11 @@ class Connection(asyncio.Protocol):
         if self._refused and not (self._waiting or self._running):
             status, self._refused = self._refused, 0
             self._refuse(status)
-        if not self._waiting and self._can_write and not self._transport.is_closing():
+        if self._waiting or not self._can_write or self._transport.is_closing():
+            return
+        if self._ended and not self._running:
+            self._transport.close()
+        elif not self._ended:
             self._transport.resume_reading()
 
     def _answer(self, request: Request, exchange: Exchange, response: Response) -> None:
@@ -309,3 +325,10 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close whatever is going on."""
         self._transport.abort()
+
+
+def _run(exchange: Exchange, done: Callable[[Response], None]) -> None:
+    """Answer in the pool."""
+    response = exchange.run(done)
+    if response is not None:
+        done(response)

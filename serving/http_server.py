@@ -33,15 +33,19 @@ class HttpServer:
         port: int,
         threads: int,
         is_plain: Callable[[bytes], bool],
+        *,
+        reuse_port: bool = False,
     ) -> None:
         """Bind the address; ``threads`` are the pool's, ``is_plain`` tells a clean request target.
+
+        With ``reuse_port`` other processes may bind it too, if they say so as well.
 
         Raises `AddressInUseError` if the address cannot be bound and `MissingExtraError` without httptools.
         """
         self.httptools = extras.load("httptools", "the REST API")
         self.application = application
         self.is_plain = is_plain
-        self._socket = _bind(host, port)
+        self._socket = _bind(host, port, reuse_port=reuse_port)
         self.port: int = self._socket.getsockname()[1]
         self.pool = ThreadPoolExecutor(threads, thread_name_prefix="rest")
         self.connections: set[Connection] = set()
@@ -106,9 +110,11 @@ class HttpServer:
             self.loop.call_soon(self._ended.set)
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         bound.bind((host, port))
         bound.listen(2048)  # now, for only this tells that another server is starting on the port

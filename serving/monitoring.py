@@ -1,20 +1,21 @@
 """Counters and histograms under TensorFlow Serving's names, and the page that Prometheus reads.
 
-Names, labels, bucket limits and the page's format are the original's (``util/prometheus_exporter.cc``,
-``servables/tensorflow/util.cc``); ``servable_…`` metrics are our own.
+Names, labels and bucket limits are the original's (``servables/tensorflow/util.cc``); ``servable_…``
+metrics are our own.
 """
 
 from __future__ import annotations
 
-import re
 import threading
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from time import perf_counter_ns
+from typing import Protocol
 
 from ..errors import Code
+from . import families
 from .engines import Engine
+from .families import Family, Histogram
 
 DEFAULT_PATH = "/monitoring/prometheus/metrics"
 CONTENT_TYPE = b"text/plain"
@@ -26,6 +27,8 @@ OTHER_MODELS = "(other)"
 
 _LATENCY_US = tuple(10 * 1.8**i for i in range(33))
 _EXAMPLES = tuple(float(2**i) for i in range(15))
+_BATCH_WAIT_US = tuple(100 * 1.2**i for i in range(52))
+_BATCH_ROWS = tuple(float(2**i) for i in range(14))
 _STAGE_S = (*(a * 10.0**b for b in range(-5, 1) for a in (1, 2.5, 5)), 10.0)
 
 # The runtime label that the original gives to a run of a session.
@@ -37,75 +40,12 @@ STAGES = ("queue", "decode", "run", "encode")
 # Finished requests are counted in bundles of so many.
 _FOLD_AT = 256
 
-_NAME_CHAR = re.compile(r"[^a-zA-Z0-9_]")
-_ESCAPES = str.maketrans({"\\": "\\\\", '"': '\\"', "\n": "\\n"})
 
+class Cancellable(Protocol):
+    """What a call waits for."""
 
-class _Histogram:
-    """Counts of values by bucket; a limit is the exclusive upper bound of its bucket."""
-
-    __slots__ = ("counts", "limits", "total")
-
-    def __init__(self, limits: Sequence[float]) -> None:
-        self.limits = limits
-        self.counts = [0] * (len(limits) + 1)
-        self.total = 0.0
-
-    def add(self, value: float) -> None:
-        self.counts[bisect_right(self.limits, value)] += 1
-        self.total += value
-
-    def lines(self, name: str, labels: str) -> list[str]:
-        start = f"{labels}," if labels else ""
-        lines, seen = [], 0
-        for limit, count in zip((*map(_number, self.limits), "+Inf"), self.counts, strict=True):
-            seen += count
-            lines.append(f'{name}_bucket{{{start}le="{limit}"}} {seen}')
-        return [*lines, f"{name}_sum{{{labels}}} {_number(self.total)}", f"{name}_count{{{labels}}} {seen}"]
-
-
-class _Family:
-    """One metric: a counter, gauge or histogram for each combination of label values."""
-
-    def __init__(self, raw_name: str, kind: str, labels: Sequence[str], limits: Sequence[float] = ()) -> None:
-        self.name = _NAME_CHAR.sub(":", raw_name)
-        self._kind = kind
-        self._labels = labels
-        self._limits = limits
-        self._numbers: dict[tuple[str, ...], int] = {}
-        self._histograms: dict[tuple[str, ...], _Histogram] = {}
-
-    def add(self, labels: tuple[str, ...], value: float = 1) -> None:
-        """Count ``value`` up (counters) or in (histograms), or set it (gauges)."""
-        if self._kind == "histogram":
-            self.histogram(labels).add(value)
-        elif self._kind == "gauge":
-            self._numbers[labels] = int(value)
-        else:
-            self._numbers[labels] = self._numbers.get(labels, 0) + int(value)
-
-    def histogram(self, labels: tuple[str, ...]) -> _Histogram:
-        """The histogram of these label values, for those who keep it."""
-        found = self._histograms.get(labels)
-        if found is None:
-            found = self._histograms[labels] = _Histogram(self._limits)
-        return found
-
-    def lines(self) -> list[str]:
-        lines = [f"# TYPE {self.name} {self._kind}"]
-        lines += [f"{self.name}{{{self._text(key)}}} {value}" for key, value in self._numbers.items()]
-        for key, histogram in self._histograms.items():
-            lines += histogram.lines(self.name, self._text(key))
-        return lines
-
-    def _text(self, values: tuple[str, ...]) -> str:
-        return ",".join(
-            f'{label}="{value.translate(_ESCAPES)}"' for label, value in zip(self._labels, values, strict=True)
-        )
-
-
-def _number(value: float) -> str:
-    return f"{value:.6g}"
+    queued: bool
+    cancelled: bool
 
 
 class Call:
@@ -116,8 +56,8 @@ class Call:
     """
 
     __slots__ = (
-        *("_last_ns", "api", "engine", "entrypoint", "examples", "model"),
-        *("pooled", "request_id", "stages_ns", "started_ns", "version"),
+        *("_last_ns", "api", "engine", "entrypoint", "examples", "handed_over_ns", "model"),
+        *("pooled", "request_id", "stages_ns", "started_ns", "task", "version"),
     )
 
     def __init__(self, api: str, entrypoint: str, started_ns: int | None = None) -> None:
@@ -125,6 +65,8 @@ class Call:
         self.entrypoint = entrypoint
         self.request_id = ""
         self.pooled = False  # whether it runs in a thread of its own
+        self.task: Cancellable | None = None  # of a batcher
+        self.handed_over_ns = 0  # when it became one: its thread's own time until then
         self.model = ""
         self.examples = 0
         self.version = 0
@@ -132,11 +74,18 @@ class Call:
         self.started_ns = self._last_ns = started_ns or perf_counter_ns()
         self.stages_ns = [0, 0, 0, 0]
 
-    def lap(self, stage: int) -> None:
+    def lap(self, stage: int, now: int = 0) -> None:
         """Count the time since the last call as one of ``STAGES``, given by its position."""
-        now = perf_counter_ns()
+        now = now or perf_counter_ns()
         self.stages_ns[stage] += now - self._last_ns
         self._last_ns = now
+
+    def abandon(self) -> bool:
+        """Nobody waits for the answer any more: do not run what is still queued; whether it was."""
+        if self.task is None or not self.task.queued:
+            return False
+        self.task.cancelled = True
+        return True
 
     @property
     def duration_ns(self) -> int:
@@ -155,28 +104,37 @@ class Monitor:
         self._finished: deque[tuple[Call, Code, bool]] = deque()
         self._models: set[str] = set()
         self._unknown: set[str] = set()
-        self._run_histograms: dict[tuple[str, int, str, str], tuple[_Histogram, list[_Histogram]]] = {}
+        self._run_histograms: dict[tuple[str, int, str, str], tuple[Histogram, list[Histogram]]] = {}
         serving = "/tensorflow/serving"
-        self._requests = _Family(f"{serving}/request_count", "counter", ("model_name", "status"))
-        self._latency = _Family(
+        self._requests = Family(f"{serving}/request_count", "counter", ("model_name", "status"))
+        self._latency = Family(
             f"{serving}/request_latency", "histogram", ("model_name", "API", "entrypoint"), _LATENCY_US
         )
-        self._runs = _Family(f"{serving}/runtime_latency", "histogram", ("model_name", "API", "runtime"), _LATENCY_US)
-        self._examples = _Family(f"{serving}/request_example_counts", "histogram", ("model",), _EXAMPLES)
-        self._example_total = _Family(f"{serving}/request_example_count_total", "counter", ("model",))
-        self._graph_runs = _Family("/tensorflow/core/graph_runs", "counter", ())
-        self._graph_time = _Family("/tensorflow/core/graph_run_time_usecs", "counter", ())
-        self._loads = _Family("/tensorflow/cc/saved_model/load_attempt_count", "counter", ("model_path", "status"))
-        self._load_time = _Family("/tensorflow/cc/saved_model/load_latency", "counter", ("model_path",))
-        self._stages = _Family(
+        self._runs = Family(f"{serving}/runtime_latency", "histogram", ("model_name", "API", "runtime"), _LATENCY_US)
+        self._examples = Family(f"{serving}/request_example_counts", "histogram", ("model",), _EXAMPLES)
+        self._example_total = Family(f"{serving}/request_example_count_total", "counter", ("model",))
+        self._graph_runs = Family("/tensorflow/core/graph_runs", "counter", ())
+        self._graph_time = Family("/tensorflow/core/graph_run_time_usecs", "counter", ())
+        self._loads = Family("/tensorflow/cc/saved_model/load_attempt_count", "counter", ("model_path", "status"))
+        self._load_time = Family("/tensorflow/cc/saved_model/load_latency", "counter", ("model_path",))
+        warmup = ("model_path", "status")
+        self._warmups = Family(f"{serving}/model_warmup_latency", "histogram", warmup, _LATENCY_US)
+        self._warmup_records = Family(f"{serving}/model_warmup_records_read", "counter", warmup)
+        batching = f"{serving}/batching_session"
+        self._batch_waits = Family(f"{batching}/queuing_latency", "histogram", ("thread_pool_name",), _BATCH_WAIT_US)
+        self._batch_runs = Family(f"{batching}/wrapped_run_count", "counter", ())
+        self._batch_padding = Family(f"{batching}/padding_size", "histogram", ("execution_batch_size",), _BATCH_ROWS)
+        self._batch_inputs = Family(f"{batching}/input_batch_size", "histogram", (), _BATCH_ROWS)
+        self._batch_sizes = Family(f"{batching}/processed_batch_size", "histogram", (), _BATCH_ROWS)
+        self._stages = Family(
             "servable_request_stage_seconds", "histogram", ("model_name", "version", "runtime", "stage"), _STAGE_S
         )
-        self._engines = _Family(
+        self._engines = Family(
             "servable_engine_info", "gauge", ("model_name", "version", "signature", "runtime", "reason")
         )
-        self._families = [family for family in vars(self).values() if isinstance(family, _Family)]
-        self._families.append(_Family(f"{serving}/request_log_count", "counter", ("model_name", "status_code")))
-        self._families.append(_Family(f"{serving}/mlmd_map", "gauge", ("model_name", "version")))
+        self._families = [family for family in vars(self).values() if isinstance(family, Family)]
+        self._families.append(Family(f"{serving}/request_log_count", "counter", ("model_name", "status_code")))
+        self._families.append(Family(f"{serving}/mlmd_map", "gauge", ("model_name", "version")))
 
     def finish(self, call: Call, code: Code, *, counted: bool = True) -> None:
         """Count a request that was answered with ``code``.
@@ -242,14 +200,50 @@ class Monitor:
             self._loads.add((path, "success" if ok else "fail"))
             self._load_time.add((path,), seconds * 1e6)
 
+    def warmed_up(self, path: str, seconds: float, records: int, code: Code) -> None:
+        """Count the warm-up of a version's folder, with how many records of it were read."""
+        with self._lock:
+            self._warmups.add((path, code.name), seconds * 1e6)
+            self._warmup_records.add((path, code.name), records)
+
+    def batch(self, size: int, padding: int, input_sizes: Sequence[int], waits_us: Sequence[float]) -> None:
+        """Count a run of ``size`` rows, ``padding`` among them, and the tasks that waited for it."""
+        with self._lock:
+            self._batch_runs.add(())
+            self._batch_padding.add((str(size),), padding)
+            self._batch_sizes.add((), size)
+            for input_size in input_sizes:
+                self._batch_inputs.add((), input_size)
+            for wait_us in waits_us:
+                self._batch_waits.add(("",), wait_us)
+
     def engine(self, model: str, version: int, signature: str, engine: Engine) -> None:
         """Show which engine answers a signature, and why."""
         with self._lock:
             self._engines.add((model, str(version), signature, engine.runtime, engine.reason))
 
-    def page(self) -> bytes:
-        """All metrics as text."""
+    def unloaded(self, model: str, version: int) -> None:
+        """Show no more what was said of a version that is gone."""
         with self._lock:
             self._fold()
-            lines = [line for family in sorted(self._families, key=lambda f: f.name) for line in family.lines()]
-        return ("\n".join(lines) + "\n").encode("utf-8", "replace")
+            self._engines.drop(lambda labels: labels[:2] == (model, str(version)))
+            self._stages.drop(lambda labels: labels[:2] == (model, str(version)))
+            for key in [key for key in self._run_histograms if key[:2] == (model, version)]:
+                del self._run_histograms[key]
+
+    def first_value(self, raw_name: str) -> int:
+        """The first cell of a counter or gauge by its raw name; 0 if there is none."""
+        name = families.clean_name(raw_name)
+        with self._lock:
+            self._fold()
+            return next((family.first_value() for family in self._families if family.name == name), 0)
+
+    def snapshot(self) -> families.Snapshot:
+        """All metrics as they are now."""
+        with self._lock:
+            self._fold()
+            return [family.copy() for family in self._families]
+
+    def page(self) -> bytes:
+        """All metrics as text."""
+        return families.page(self.snapshot())

@@ -5,20 +5,26 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from ..errors import InvalidArgumentError
 from ..store import Store
 from ..wire import messages, text_config
-from . import sources, tls
+from . import model_config, tls
+from .batching import BatchingParameters
+from .core import CoreOptions
 from .engines import LoadOptions
 from .flags import BY_NAME, Support
 from .grpc_front import GrpcOptions
+from .loader import BatchingOptions
+from .manager import LifecycleOptions
+from .model_config import ModelConfig
 from .monitoring import DEFAULT_PATH
 from .rest_front import RestOptions
-from .sources import Aspired
+from .sources import ConfigSource, Source, StoreSource
+from .warmup import Warmup
 
 STORE_REST_PORT = 8501
 
@@ -27,7 +33,8 @@ STORE_REST_PORT = 8501
 class ServerOptions:
     """Where a server listens and how it runs.
 
-    A ``port`` of None is not opened, 0 takes any free one; a ``metrics_path`` of "" shows no metrics.
+    A ``port`` of None is not opened, 0 takes any free one. Without ``batching`` every request is a run
+    of its own.
     """
 
     host: str = "127.0.0.1"
@@ -36,6 +43,10 @@ class ServerOptions:
     load: LoadOptions = field(default_factory=LoadOptions)
     grpc: GrpcOptions = field(default_factory=lambda: GrpcOptions(threads=4 * (os.cpu_count() or 1)))
     rest: RestOptions = field(default_factory=lambda: RestOptions(threads=4 * (os.cpu_count() or 1)))
+    lifecycle: LifecycleOptions = field(default_factory=LifecycleOptions)
+    core: CoreOptions = field(default_factory=CoreOptions)
+    warmup: Warmup = field(default_factory=Warmup)
+    batching: BatchingOptions | None = None
     check_method_names: bool = False
     access_log: bool = False
 
@@ -45,7 +56,7 @@ class Plan:
     """A server's options, what it is to serve, and what to tell its owner before it does."""
 
     options: ServerOptions
-    aspired: list[Aspired]
+    source: Source
     warnings: list[str]
 
 
@@ -60,11 +71,6 @@ def from_flags(given: Mapping[str, Any], own: Mapping[str, Any], store: Path | N
     if store is not None and "rest_api_port" not in given:
         flags["rest_api_port"] = STORE_REST_PORT
     _check(flags, given, store)
-    aspired = (
-        sources.from_store(Store(store))
-        if store is not None
-        else [sources.from_base_path(flags["model_name"], flags["model_base_path"])]
-    )
     timeout_ms = flags["rest_api_timeout_in_ms"]
     options = ServerOptions(
         host=own["host"],
@@ -87,10 +93,44 @@ def from_flags(given: Mapping[str, Any], own: Mapping[str, Any], store: Path | N
             cors=flags["rest_api_enable_cors_support"],
             metrics_path=_metrics_path(flags["monitoring_config_file"]),
         ),
+        lifecycle=LifecycleOptions(**{item.name: flags[item.name] for item in fields(LifecycleOptions)}),
+        core=CoreOptions(
+            file_system_poll_wait_seconds=flags["file_system_poll_wait_seconds"],
+            model_config_file=Path(flags["model_config_file"]) if flags["model_config_file"] else None,
+            model_config_file_poll_wait_seconds=flags["model_config_file_poll_wait_seconds"],
+            allow_version_labels_for_unavailable_models=flags["allow_version_labels_for_unavailable_models"],
+            retry_at_start="max_num_load_retries" in given,
+        ),
+        warmup=Warmup(flags["enable_model_warmup"], max(1, flags["num_request_iterations_for_warmup"])),
+        batching=_batching(flags),
         check_method_names=flags["enable_signature_method_name_check"],
         access_log=own["access_log"],
     )
-    return Plan(options, aspired, _warnings(flags, given))
+    return Plan(options, _source(flags, store), _warnings(flags, given))
+
+
+def _source(flags: Mapping[str, Any], store: Path | None) -> Source:
+    if store is not None:
+        return StoreSource(Store(store))
+    if flags["model_config_file"]:
+        return ConfigSource(model_config.read(Path(flags["model_config_file"])))
+    name, base_path = flags["model_name"], flags["model_base_path"]
+    if not name:
+        raise InvalidArgumentError("the model has no name; give one with --model_name")
+    if not Path(base_path).is_absolute():
+        raise InvalidArgumentError(
+            f"Expected model {name} to have an absolute path or URI; got base_path()={base_path}"
+        )
+    return ConfigSource([ModelConfig(name, Path(base_path))])
+
+
+def _batching(flags: Mapping[str, Any]) -> BatchingOptions | None:
+    if not flags["enable_batching"]:
+        return None
+    file = flags["batching_parameters_file"]
+    parameters = BatchingParameters.read(Path(file)) if file else BatchingParameters()
+    parameters.check()
+    return BatchingOptions(parameters, per_model=flags["enable_per_model_batching_parameters"])
 
 
 def _check(flags: Mapping[str, Any], given: Mapping[str, Any], store: Path | None) -> None:
@@ -106,11 +146,15 @@ def _check(flags: Mapping[str, Any], given: Mapping[str, Any], store: Path | Non
         raise InvalidArgumentError(
             "server_options.batching_parameters_file is set without setting server_options.enable_batching to true."
         )
-    for name in ("model_base_path", "model_name"):
+    if flags["enable_per_model_batching_parameters"] and not flags["enable_batching"]:
+        raise InvalidArgumentError("--enable_per_model_batching_parameters needs --enable_batching")
+    for name in ("model_base_path", "model_name", "model_config_file"):
         if store is not None and name in given:
             raise InvalidArgumentError(f"STORE and --{name} are two ways to say what to serve; give one of them")
-    if store is None and not flags["model_base_path"]:
-        raise InvalidArgumentError("there is nothing to serve: give a STORE, or --model_name and --model_base_path")
+    if store is None and not flags["model_base_path"] and not flags["model_config_file"]:
+        raise InvalidArgumentError(
+            "there is nothing to serve: give a STORE, --model_name and --model_base_path, or --model_config_file"
+        )
     parallelism = [flags[f"tensorflow_{kind}_parallelism"] for kind in ("session", "intra_op", "inter_op")]
     if all(value > 0 for value in parallelism):
         raise InvalidArgumentError(
@@ -178,10 +222,15 @@ def _warnings(flags: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
     idle = [
         BY_NAME[name]
         for name in given
-        if flags[name] != BY_NAME[name].default and BY_NAME[name].support in (Support.NO_MEANING, Support.NOT_YET)
+        if flags[name] != BY_NAME[name].default and BY_NAME[name].support is Support.NO_MEANING
     ]
-    why = {Support.NO_MEANING: "has no effect here", Support.NOT_YET: "is not acted on yet"}
-    lines = [f"--{flag.name} {why[flag.support]} ({flag.note})" for flag in idle]
+    lines = [f"--{flag.name} has no effect here ({flag.note})" for flag in idle]
+    if flags["model_config_file"]:
+        lines += [
+            f"--{name} has no effect beside --model_config_file"
+            for name in ("model_name", "model_base_path")
+            if name in given
+        ]
     if flags["monitoring_config_file"] and not flags["rest_api_port"]:
         lines.append("--monitoring_config_file has no effect without --rest_api_port: metrics are shown on that port")
     return lines

@@ -48,19 +48,20 @@ class Pace:
 class Stopwatch:
     """Times a call from now on.
 
-    In the pool a thread waits for the others too, so that what counts is the time that it was at work
-    itself; but TensorFlow works in threads of its own, and there the clock on the wall has to do.
+    Where a thread waits for others too, in the pool or with batching, what counts is the time that it was
+    at work itself; but TensorFlow works in threads of its own, and there the clock on the wall has to do.
+    Of a call that is handed over to a batcher, only what comes before that counts.
     """
 
     __slots__ = ("_busy_ns", "_call")
 
-    def __init__(self, call: Call) -> None:
+    def __init__(self, call: Call, *, batching: bool) -> None:
         self._call = call
-        self._busy_ns = thread_time_ns() if call.pooled else None
+        self._busy_ns = thread_time_ns() if call.pooled or batching else None
 
     def elapsed_ns(self) -> int:
         """The time that the call took, its queue left out."""
         call = self._call
-        if self._busy_ns is None or (call.engine and call.engine.runtime == "tensorflow"):
+        if self._busy_ns is None or (call.engine and call.engine.runtime == "tensorflow" and not call.handed_over_ns):
             return sum(call.stages_ns) - call.stages_ns[QUEUE]
-        return thread_time_ns() - self._busy_ns
+        return (call.handed_over_ns or thread_time_ns()) - self._busy_ns

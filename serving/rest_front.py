@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import logging
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter_ns
+from typing import Any
 
-from ..errors import Code, DeadlineExceededError, InternalError, InvalidArgumentError, ServableError
+from ..errors import (
+    Code,
+    DeadlineExceededError,
+    InternalError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    ServableError,
+)
 from ..wire import json_codec, json_examples, json_text
-from . import monitoring, openapi, routes
+from . import monitoring, openapi, routes, steps
 from .access_log import REQUEST_ID, AccessLog, is_good_id, new_id
 from .data_plane import DataPlane, ModelSpec
 from .encode import engines_header, metadata_json, status_json
@@ -41,6 +49,7 @@ class RestOptions:
     timeout_s: float | None = 30.0
     cors: bool = False
     metrics_path: str = ""
+    reuse_port: bool = False
 
 
 class RestFront:
@@ -50,12 +59,15 @@ class RestFront:
         self, plane: DataPlane, host: str, port: int, options: RestOptions, monitor: Monitor, access_log: AccessLog
     ) -> None:
         """Bind the address; raises what `HttpServer` raises."""
+        self.batching = plane.batching
         self._plane = plane
         self._options = options
         self._monitor = monitor
         self._access_log = access_log
         self._find_route = lru_cache(maxsize=1024)(routes.find)
-        self._http = HttpServer(self._exchange, host, port, options.threads, routes.is_plain)
+        self._http = HttpServer(
+            self._exchange, host, port, options.threads, routes.is_plain, reuse_port=options.reuse_port
+        )
         self.port = self._http.port
 
     def start(self) -> None:
@@ -78,13 +90,13 @@ class RestFront:
         """Limit of a model's run."""
         return self._options.timeout_s
 
-    def answer(self, request: Request, route: routes.Route | None, call: Call) -> Response:
+    async def answer(self, request: Request, route: routes.Route | None, call: Call) -> Response:
         """The response to anything that came over the wire; raises `ServableError`."""
         if request.method not in _ROUTED_METHODS:
             return page(501)
         if route is None:
             return page(400)
-        if self._options.metrics_path and route.path.partition("?")[0] == self._options.metrics_path:
+        if self._is_metrics(route):
             return self._metrics(route)
         if not route.api:
             return self._outside(request, route)
@@ -101,9 +113,17 @@ class RestFront:
             engines = engines_header(self._plane.engines(route.spec.name))
             return Response(200, status_json(statuses), headers=((b"Servable-Engines", engines.encode()),))
         call.lap(QUEUE)
-        body = _VERBS[route.verb](self._plane, route.spec, _decoded(request), call)
+        body = await _VERBS[route.verb](self._plane, route.spec, _decoded(request), call)
         call.lap(ENCODE)
         return Response(200, body)
+
+    def asks_others(self, route: routes.Route | None) -> bool:
+        """Whether an answer that runs no model has to be fetched from other processes, which takes time."""
+        return self._plane.is_shared and route is not None and (route.verb == "status" or self._is_metrics(route))
+
+    def _is_metrics(self, route: routes.Route) -> bool:
+        path = self._options.metrics_path
+        return bool(path) and route.path.partition("?")[0] == path
 
     def _metrics(self, route: routes.Route) -> Response:
         if "?" in route.path:
@@ -157,18 +177,27 @@ class _Exchange:
         # Whether it will be answered at once, as far as the last ones of its route tell.
         # What is packed may be large once it is unpacked.
         packed = bool(verb) and bool(_header(request, b"content-encoding"))
-        self.quick = not verb or (route is not None and not packed and route.pace.is_quick(len(request.body)))
+        if verb:
+            self.quick = route is not None and not packed and route.pace.is_quick(len(request.body))
+        else:
+            self.quick = not front.asks_others(route)
 
     @property
     def timeout_s(self) -> float | None:
         return self._front.timeout_s
 
-    def run(self) -> Response:
+    def run(self, done: Callable[[Response], None]) -> Response | None:
+        return steps.advance(self._respond(), done)
+
+    def abandon(self) -> None:
+        self._call.abandon()
+
+    async def _respond(self) -> Response:
         request, front = self._request, self._front
         self._call.pooled = not self.quick
-        watch, started_ns = Stopwatch(self._call), perf_counter_ns()
+        watch, started_ns = Stopwatch(self._call, batching=front.batching), perf_counter_ns()
         try:
-            response = front.answer(request, self._route, self._call)
+            response = await front.answer(request, self._route, self._call)
             if response.status == 400:  # an OPTIONS without origin
                 self._code = Code.INVALID_ARGUMENT
         except ServableError as error:
@@ -186,8 +215,10 @@ class _Exchange:
         return self._with_headers(response)
 
     def expired(self) -> Response:
-        self._code = Code.DEADLINE_EXCEEDED
-        error = DeadlineExceededError("Timed out waiting for notification")
+        error: ServableError = DeadlineExceededError("Timed out waiting for notification")
+        if self._call.abandon():
+            error = ResourceExhaustedError("Run() timeout exceeded while waiting in batching queue")
+        self._code = error.code
         return self._with_headers(Response(error.http_status, json_text.format_error(str(error))))
 
     def _with_headers(self, response: Response) -> Response:
@@ -202,31 +233,33 @@ class _Exchange:
         self._front.finished(self._request, self._route, self._call, response, self._code)
 
 
-def _predict(plane: DataPlane, spec: ModelSpec, body: bytes, call: Call) -> bytes:
+async def _predict(plane: DataPlane, spec: ModelSpec, body: bytes, call: Call) -> bytes:
     request = json_codec.parse_predict(body)
     spec = _with_signature(spec, request.signature_name)
-    servable = plane.resolve(spec)
-    signature = servable.signatures.get(spec.signature_key)
-    if signature is None:
-        raise InvalidArgumentError(f'Serving signature name: "{spec.signature_key}" not found in signature def')
-    outputs = plane.predict(servable, spec, request.arrays(signature), (), call)
-    return json_codec.format_predict(outputs, row=request.row)
+    with plane.resolve(spec) as servable:
+        signature = servable.signatures.get(spec.signature_key)
+        if signature is None:
+            raise InvalidArgumentError(f'Serving signature name: "{spec.signature_key}" not found in signature def')
+        outputs = await plane.predict(servable, spec, request.arrays(signature), (), call)
+        return json_codec.format_predict(outputs, row=request.row)
 
 
-def _classify(plane: DataPlane, spec: ModelSpec, body: bytes, call: Call) -> bytes:
+async def _classify(plane: DataPlane, spec: ModelSpec, body: bytes, call: Call) -> bytes:
     request = json_examples.parse_examples(body)
     spec = _with_signature(spec, request.signature_name)
-    result = plane.classify(plane.resolve(spec), spec, request.examples, call)
-    return json_examples.format_classification(result.classes, result.scores)
+    with plane.resolve(spec) as servable:
+        result = await plane.classify(servable, spec, request.examples, call)
+        return json_examples.format_classification(result.classes, result.scores)
 
 
-def _regress(plane: DataPlane, spec: ModelSpec, body: bytes, call: Call) -> bytes:
+async def _regress(plane: DataPlane, spec: ModelSpec, body: bytes, call: Call) -> bytes:
     request = json_examples.parse_examples(body)
     spec = _with_signature(spec, request.signature_name)
-    return json_examples.format_regression(plane.regress(plane.resolve(spec), spec, request.examples, call))
+    with plane.resolve(spec) as servable:
+        return json_examples.format_regression(await plane.regress(servable, spec, request.examples, call))
 
 
-_VERBS: dict[str, Callable[[DataPlane, ModelSpec, bytes, Call], bytes]] = {
+_VERBS: dict[str, Callable[[DataPlane, ModelSpec, bytes, Call], Coroutine[Any, Any, bytes]]] = {
     "predict": _predict,
     "classify": _classify,
     "regress": _regress,

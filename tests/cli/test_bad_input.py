@@ -61,7 +61,10 @@ def here(capfd: pytest.CaptureFixture[str]) -> Here:
         ("--verison", "No such option '--verison'. Did you mean '--version'? (see servable --help)"),
         ("export cnn --stor x", "No such option '--stor'. Did you mean '--store'? (see servable export --help)"),
         ("export", "Missing argument 'NAME...'. (see servable export --help)"),
-        ("serve", "there is nothing to serve: give a STORE, or --model_name and --model_base_path"),
+        (
+            "serve",
+            "there is nothing to serve: give a STORE, --model_name and --model_base_path, or --model_config_file",
+        ),
         ("serve s --port 99999", "--port is 99999; give a port from 0 to 65535"),
         (
             "serve s --runtime torch",

@@ -16,6 +16,7 @@ import pytest
 from servable.cli import run
 from servable.manifest import FILE_NAME, Manifest
 from servable.serving import Server, ServerOptions
+from servable.serving.manager import LifecycleOptions
 from servable.store import Store
 
 Here = Callable[..., subprocess.CompletedProcess[str]]
@@ -154,7 +155,8 @@ def test_status_of_a_served_model(here: Here, server: Server, scheme: str) -> No
 
 def test_status_of_a_version_that_failed(here: Here, mixed: Path) -> None:
     shutil.rmtree(mixed / "celsius" / "10")
-    with Server(Store(mixed), ServerOptions(port=0, rest_api_port=0)) as server:
+    once = LifecycleOptions(max_num_load_retries=0)
+    with Server(Store(mixed), ServerOptions(port=0, rest_api_port=0, lifecycle=once)) as server:
         target = f"grpc://127.0.0.1:{server.grpc_port}/celsius"
         _, two, *_, one = cells(printed(here("status", target)))  # a long reason takes several lines
         found = json.loads(printed(here("status", target, "--json")))

@@ -20,10 +20,16 @@ import pytest
 from click.testing import CliRunner
 
 from servable.cli.serve import command
-from servable.errors import InvalidArgumentError, StoreError
+from servable.errors import InvalidArgumentError, NotFoundError, StoreError
+from servable.serving.batching import BatchingParameters
+from servable.serving.core import CoreOptions
 from servable.serving.engines import LoadOptions
 from servable.serving.flags import BY_NAME, FLAGS, Support
+from servable.serving.loader import BatchingOptions
+from servable.serving.manager import LifecycleOptions
 from servable.serving.options import STORE_REST_PORT, Plan, from_flags
+from servable.serving.sources import Aspired, Unseen
+from servable.serving.warmup import Warmup
 from servable.store import Store
 
 OWN = {"host": "127.0.0.1", "runtime": "auto", "device": "cpu", "threads": 0, "access_log": False}
@@ -125,7 +131,7 @@ def plan(store: Store | Path | None, *words: str, **own: Any) -> Plan:
 def test_a_store_has_rest_on_its_usual_port(store: Store) -> None:
     found = plan(store)
     assert (found.options.port, found.options.rest_api_port) == (8500, STORE_REST_PORT)
-    assert [aspired.model for aspired in found.aspired] == ["celsius", "cnn", "mlp"]
+    assert [seen.model for seen in found.source.look()] == ["celsius", "cnn", "mlp"]
     assert found.warnings == []
     assert plan(store, "--rest_api_port=0").options.rest_api_port is None
     assert plan(store, "--rest_api_port=9000").options.rest_api_port == 9000
@@ -139,9 +145,8 @@ def base(store: Store) -> str:
 def test_a_base_path_has_rest_off_and_the_originals_name(store: Store) -> None:
     found = plan(None, base(store))
     assert (found.options.port, found.options.rest_api_port) == (8500, None)
-    (aspired,) = found.aspired
-    assert (aspired.model, list(aspired.versions)) == ("default", [1])
-    assert plan(None, base(store), "--rest_api_port=8501", "--model_name=m").aspired[0].model == "m"
+    assert found.source.look() == [Aspired("default", {1: store.path("celsius", 1)})]
+    assert plan(None, base(store), "--rest_api_port=8501", "--model_name=m").source.look()[0].model == "m"
 
 
 @pytest.mark.parametrize(
@@ -149,8 +154,8 @@ def test_a_base_path_has_rest_off_and_the_originals_name(store: Store) -> None:
     [
         (["STORE", "BASE"], "STORE and --model_base_path are two ways to say what to serve; give one of them"),
         (["STORE", "--model_name=m"], "STORE and --model_name are two ways to say what to serve; give one of them"),
-        ([], "there is nothing to serve: give a STORE, or --model_name and --model_base_path"),
-        (["--model_name=m"], "there is nothing to serve: give a STORE, or --model_name and --model_base_path"),
+        ([], "there is nothing to serve: give a STORE, --model_name and --model_base_path, or --model_config_file"),
+        (["--model_name=m"], "there is nothing to serve: give a STORE, --model_name and --model_base_path, or"),
         (
             ["--model_base_path=store/m", "--model_name=m"],
             "Expected model m to have an absolute path or URI; got base_path()=store/m",
@@ -166,7 +171,7 @@ def test_a_base_path_has_rest_off_and_the_originals_name(store: Store) -> None:
         (["STORE", "--rest_api_num_threads=0"], "--rest_api_num_threads is 0; give at least 1"),
         (["STORE", "--grpc_max_threads=-1"], "--grpc_max_threads is -1; give at least 1"),
         (["STORE", "--num_tflite_pools=0"], "--num_tflite_pools is 0; give at least 1"),
-        (["STORE", "--model_config_file=/x"], "--model_config_file is not supported: for several models give a STORE"),
+        (["STORE", "--model_config_file=/x"], "STORE and --model_config_file are two ways to say what to serve; give"),
         (["STORE", "--use_alts_credentials"], "--use_alts_credentials is not supported: ALTS works within"),
         (["STORE", "--grpc_channel_arguments=a=1,b"], "--grpc_channel_arguments: 'b' should read name=value"),
         (
@@ -196,23 +201,21 @@ def test_what_cannot_be_is_refused(store: Store, words: list[str], text: str) ->
 
 
 def test_refused_flags_at_their_defaults_are_let_pass(store: Store) -> None:
-    assert plan(store, "--use_alts_credentials=false", "--model_config_file=").warnings == []
+    assert plan(store, "--use_alts_credentials=false").warnings == []
 
 
-IDLE = [flag for flag in FLAGS if flag.support in (Support.NO_MEANING, Support.NOT_YET)]
+IDLE = [flag for flag in FLAGS if flag.support is Support.NO_MEANING]
 OTHER = {"bool": lambda d: str(not d).lower(), "int32": lambda d: str(d + 1), "int64": lambda d: str(d + 1)}
 
 
 @pytest.mark.parametrize("flag", IDLE, ids=lambda flag: flag.name)
 def test_a_flag_without_effect_gets_one_line(store: Store, flag: Any) -> None:
     words = [f"--{flag.name}={OTHER.get(flag.kind, lambda _: 'x')(flag.default)}"]
-    if flag.name == "batching_parameters_file":
-        words.append("--enable_batching")
     warnings = plan(store, *words).warnings
     (line,) = [warning for warning in warnings if warning.startswith(f"--{flag.name} ")]
     assert "\n" not in line
     assert flag.note in line
-    assert len(warnings) == len(words)
+    assert len(warnings) == 1
     default = str(flag.default).lower() if flag.kind == "bool" else flag.default
     assert plan(store, f"--{flag.name}={default}").warnings == []
 
@@ -237,6 +240,13 @@ def test_flags_reach_the_options(store: Store, tmp_path: Path) -> None:
         "--enable_signature_method_name_check",
         "--enable_grpc_healthcheck_service=0",
         "--enable_serialization_as_tensor_content",
+        "--num_load_threads=3",
+        "--num_unload_threads=2",
+        "--max_num_load_retries=4",
+        "--load_retry_interval_micros=-1",
+        "--file_system_poll_wait_seconds=-7",
+        "--allow_version_labels_for_unavailable_models",
+        "--num_request_iterations_for_warmup=9",
         f"--monitoring_config_file={config}",
         host="::1",
         access_log=True,
@@ -255,6 +265,13 @@ def test_flags_reach_the_options(store: Store, tmp_path: Path) -> None:
     assert (found.grpc.socket_path, found.grpc.threads) == ("/tmp/s", 5)
     assert (found.grpc.health, found.grpc.as_content) == (False, True)
     assert (found.host, found.check_method_names, found.access_log) == ("::1", True, True)
+    assert found.lifecycle == LifecycleOptions(3, 2, 4, -1)
+    assert found.core == CoreOptions(
+        file_system_poll_wait_seconds=-7, allow_version_labels_for_unavailable_models=True, retry_at_start=True
+    )
+    assert (found.warmup, found.batching) == (Warmup(iterations=9), None)
+    assert plan(store).options.core == CoreOptions()
+    assert plan(store, "--enable_model_warmup=false").options.warmup == Warmup(enabled=False)
     assert plan(store, "--rest_api_timeout_in_ms=0").options.rest.timeout_s is None
 
 
@@ -303,18 +320,52 @@ def test_versions_are_named_as_the_original_reads_them(
 ) -> None:
     for name in names:
         (tmp_path / name).mkdir()
-    (aspired,) = plan(None, f"--model_base_path={tmp_path}").aspired
-    assert aspired.versions == {number: tmp_path / chosen}
+    source = plan(None, f"--model_base_path={tmp_path}").source
+    assert source.look() == [Aspired("default", {number: tmp_path / chosen})]
 
 
 def test_no_versions_and_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"No versions of servable default found under base path .* Did you forget"):
-        plan(None, f"--model_base_path={tmp_path}")
-    with pytest.raises(StoreError, match=r"the base path .* cannot be read: No such file"):
-        plan(None, f"--model_base_path={tmp_path / 'nope'}")
+    def seen(path: Path) -> Aspired | Unseen:
+        (one,) = plan(None, f"--model_base_path={path}").source.look()
+        return one
+
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"the base path .* cannot be read: Not a directory"):
-        plan(None, f"--model_base_path={tmp_path / 'file'}")
+    nothing = seen(tmp_path)
+    assert nothing == Aspired("default", {}, nothing.problem)
+    assert nothing.problem == (
+        f"No versions of servable default found under base path {tmp_path}. "
+        "Did you forget to name your leaf directory as a number (eg. '/1/')?"
+    )
+    for name, why in (("nope", "No such file or directory"), ("file", "Not a directory")):
+        problem = f"the base path {tmp_path / name} cannot be read: {why}"
+        assert seen(tmp_path / name) == Unseen("default", problem)
+
+
+def test_batching_parameters_come_from_their_file(store: Store, tmp_path: Path) -> None:
+    assert plan(store, "--enable_batching").options.batching == BatchingOptions()
+    file = tmp_path / "batching"
+    file.write_text("max_batch_size { value: 8 } allowed_batch_sizes: 2 allowed_batch_sizes: 8")
+    words = ("--enable_batching", f"--batching_parameters_file={file}", "--enable_per_model_batching_parameters")
+    parameters = BatchingParameters(max_batch_size=8, allowed_batch_sizes=(2, 8))
+    assert plan(store, *words).options.batching == BatchingOptions(parameters, per_model=True)
+    for text in ("max_batch_size: 8", "max_batch_size { value: -1 }"):
+        file.write_text(text)
+        with pytest.raises(InvalidArgumentError, match=r"batching|max_batch_size"):
+            plan(store, *words)
+    with pytest.raises(InvalidArgumentError, match="needs --enable_batching"):
+        plan(store, "--enable_per_model_batching_parameters")
+
+
+def test_models_come_from_the_config_file(tmp_path: Path) -> None:
+    file = tmp_path / "models"
+    config = 'config { name: "m" base_path: "/nowhere" model_platform: "tensorflow" }'
+    file.write_text(f"model_config_list {{ {config} }}")
+    found = plan(None, f"--model_config_file={file}", "--model_config_file_poll_wait_seconds=5", "--model_name=n")
+    assert [seen.model for seen in found.source.look()] == ["m"]
+    assert (found.options.core.model_config_file, found.options.core.model_config_file_poll_wait_seconds) == (file, 5)
+    assert found.warnings == ["--model_name has no effect beside --model_config_file"]
+    with pytest.raises(NotFoundError, match="No such file or directory"):
+        plan(None, f"--model_config_file={tmp_path / 'nope'}")
 
 
 # Processes
@@ -412,7 +463,6 @@ def test_a_base_path_with_a_socket_and_a_text_access_log(store: Store, tmp_path:
         "--port=0",
         f"--grpc_socket_path={tmp_path / 's'}",
         "--access-log",
-        "--enable_batching",
         "--skip_initialize_tpu",
     ]
     with running(*words, until="gRPC at") as server:
@@ -427,11 +477,8 @@ def test_a_base_path_with_a_socket_and_a_text_access_log(store: Store, tmp_path:
                 status(b"", timeout=10)
         code, stderr = server.end(signal.SIGINT)
     assert code == 0
-    first, second, log = stderr.splitlines()
-    assert re.fullmatch(
-        r"warning: --enable_batching is not acted on yet\W+batch requests of different callers\W*", first
-    )
-    assert re.fullmatch(r"warning: --skip_initialize_tpu has no effect here\W+TPUs are not supported\W*", second)
+    warning, log = stderr.splitlines()
+    assert re.fullmatch(r"warning: --skip_initialize_tpu has no effect here\W+TPUs are not supported\W*", warning)
     assert re.fullmatch(
         r"\S+Z INFO servable\.access: GetModelStatus INVALID_ARGUMENT [\d.]+ ms "
         r"received_bytes=0 sent_bytes=0 request_id=[0-9a-f]{8}-[0-9a-f]+",
@@ -440,7 +487,8 @@ def test_a_base_path_with_a_socket_and_a_text_access_log(store: Store, tmp_path:
 
 
 def test_a_start_that_fails_is_one_line(cli: Callable[..., Any], store: Store, tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
     done = cli("serve", f"--model_base_path={tmp_path}", "--port=1")
     assert (done.returncode, done.stdout) == (StoreError.exit_code, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: No versions of servable default found under base path")
+    assert line.startswith("error: no version of model 'default' can be served: ")

@@ -21,11 +21,14 @@ from servable.clients import connect
 from servable.clients.status import EngineUse, VersionStatus, from_message
 from servable.errors import NotFoundError, UnavailableError, UnknownError
 from servable.serving import Server, ServerOptions
+from servable.serving.manager import LifecycleOptions
 from servable.store import Store
 from servable.wire import messages
 
 ONNX = EngineUse("onnx", "the manifest proves parity", ("classify", "serve_bytes", "serving_default"))
 BOTH = ("grpc", "http")
+# A version that cannot be loaded is not tried again.
+ONCE = ServerOptions(port=0, rest_api_port=0, lifecycle=LifecycleOptions(max_num_load_retries=0))
 
 
 def target(server: Server, scheme: str, model: str) -> str:
@@ -56,7 +59,7 @@ def test_a_version_that_failed_and_one_that_serves(store: Store, tmp_path: Path,
         shutil.copytree(store.path("celsius"), tmp_path / "store" / "celsius" / version)
     (tmp_path / "store" / "celsius" / "2" / "model.onnx").write_bytes(b"damaged")
     with (
-        Server(Store(tmp_path / "store"), ServerOptions(port=0, rest_api_port=0)) as server,
+        Server(Store(tmp_path / "store"), ONCE) as server,
         connect(target(server, scheme, "celsius")) as client,
     ):
         two, one = client.status()

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -408,6 +408,14 @@ def test_a_client_that_ends_its_side_is_still_answered_what_it_had_asked(server:
         assert connection.ended()
 
 
+def test_behind_what_is_refused_nothing_is_expected(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with wire(server) as connection:
+        connection.send(request(PREDICT, b"POST", BODY, b"Expect: x", b"Expect: 100-continue"))
+        assert is_page(connection.answer(), 417)
+        assert connection.ended()
+    assert not caplog.records
+
+
 def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     degrees = range(3 * MAX_PIPELINED)
     with wire(server) as connection:
@@ -433,10 +441,10 @@ class Gated(DataPlane):
             )
         }
 
-    def resolve(self, spec: ModelSpec) -> Servable:
-        return self._servable
+    def resolve(self, spec: ModelSpec) -> Any:
+        return nullcontext(self._servable)
 
-    def predict(
+    async def predict(
         self,
         servable: Servable,
         spec: ModelSpec,
@@ -469,6 +477,17 @@ def gated(**options: Any) -> Iterator[tuple[RestFront, Gated]]:
 
 def slow(value: float = 1.0) -> bytes:
     return request(b"/v1/models/m:predict", b"POST", b'{"instances": [%.1f]}' % value)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3 * MAX_PIPELINED])
+def test_a_client_that_ends_its_side_is_still_answered_what_takes_long(count: int) -> None:
+    with gated() as (running, plane), wire(running) as connection:
+        connection.send(b"".join(map(slow, range(count))))
+        assert plane.running.acquire(timeout=20)
+        connection.socket.shutdown(socket.SHUT_WR)
+        plane.gate.set()
+        assert [predicted(connection.answer()) for _ in range(count)] == [[float(i)] for i in range(count)]
+        assert connection.ended()
 
 
 def test_a_slow_first_request_does_not_lose_its_place() -> None:

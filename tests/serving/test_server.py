@@ -28,6 +28,7 @@ from servable.process import Child
 from servable.serving import Server, ServerOptions
 from servable.serving.engines import LoadOptions
 from servable.serving.grpc_front import GrpcOptions
+from servable.serving.manager import LifecycleOptions
 from servable.serving.servable import Servable
 from servable.store import Store
 
@@ -96,7 +97,8 @@ def test_a_broken_version_shows_its_error_and_the_good_one_serves(copy: Store) -
     shutil.copytree(copy.path("celsius"), copy.root / "celsius" / "2")
     (copy.root / "celsius" / "2" / "model.onnx").write_bytes(b"damaged")
     reports: dict[int, Servable | ServableError] = {}
-    with Server(copy, ANY, lambda _, version, loaded: reports.update({version: loaded})) as server:
+    once = replace(ANY, lifecycle=LifecycleOptions(max_num_load_retries=0))
+    with Server(copy, once, lambda _, version, loaded: reports.update({version: loaded})) as server:
         statuses = httpx.get(f"http://127.0.0.1:{server.rest_port}/v1/models/celsius", trust_env=False).json()
         two, one = statuses["model_version_status"]
         assert (two["version"], two["state"], two["status"]["error_code"]) == ("2", "END", "FAILED_PRECONDITION")
