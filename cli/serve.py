@@ -7,27 +7,30 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 
-from ..errors import ServableError, nearest
-from ..serving.engines import RUNTIME_CHOICES
+from ..errors import nearest
+from ..serving.engines import RUNTIME_CHOICES, Engine
 from ..serving.flags import BY_NAME, FLAGS, Flag, Support
-from ..serving.logs import LOG_FORMATS
+from ..serving.logs import LOG_FORMATS, LogFormat
 from .console import quiet, stdout
 
 if TYPE_CHECKING:
     from ..serving import Server, ServerOptions
+    from ..serving.options import Plan
+    from ..serving.orders import CommandLine
+    from ..serving.supervisor import Supervisor
 
 _SECTIONS = {
     Support.HONOURED: "Flags of tensorflow_model_server",
-    Support.NOT_YET: "Flags that are accepted and not acted on yet",
     Support.NO_MEANING: "Flags that are accepted and have no effect here",
     Support.REFUSED: "Flags that are refused",
 }
@@ -127,6 +130,14 @@ def _command() -> click.Command:
             show_default=True,
             help="Threads of one model run; 0: one for ONNX and TFLite, TensorFlow's own choice there.",
         ),
+        click.Option(
+            ["--workers"],
+            type=click.IntRange(min=1),
+            metavar="NUMBER",
+            default=1,
+            show_default=True,
+            help="Processes that share the ports; one that dies is started again.",
+        ),
         click.Option(["--access-log/--no-access-log"], default=False, help="Log each request."),
         click.Option(
             ["--log-format"],
@@ -139,54 +150,86 @@ def _command() -> click.Command:
     return _Serve("serve", params=[*own, *map(_flag_option, FLAGS)], callback=_serve, help=_serve.__doc__)
 
 
-def _serve(store: Path | None, log_format: str, **values: Any) -> None:
+def _serve(store: Path | None, log_format: LogFormat, workers: int, **values: Any) -> None:
     r"""Serve models over TensorFlow Serving's gRPC and REST API.
 
     \b
     servable serve STORE
     servable serve --model_name=NAME --model_base_path=/FOLDER --rest_api_port=8501
+    servable serve --model_config_file=/FILE --rest_api_port=8501
 
-    The first serves all models and versions of a store. The second takes tensorflow_model_server's own
-    flags, which mean here what they mean there: it serves the newest version below a folder, with REST
-    only if its port is given. Both serve gRPC on port 8500; with STORE, REST is on port 8501.
+    The first serves all models and versions of a store. The others take tensorflow_model_server's own
+    flags, which mean here what they mean there: the newest version below a folder, or the models and
+    versions of a config file, with REST only if its port is given. All serve gRPC on port 8500; with
+    STORE, REST is on port 8501.
 
-    What is to be served is read once, at start. SIGTERM or Ctrl-C stops the server: running requests
-    have five seconds to finish, and it exits with 0.
+    New versions are found and served while the server runs, and those that are gone are unloaded. SIGTERM
+    or Ctrl-C stops the server: running requests have five seconds to finish, and it exits with 0.
     """
     if values.get("version"):
         click.echo(f"TensorFlow ModelServer: servable {version('servable')}")
         return
-    from ..serving import Server, logs, options
-    from ..serving.servable import Servable
+    from ..serving import logs, options
+    from ..serving.orders import CommandLine
 
-    logs.configure(next(known for known in LOG_FORMATS if known == log_format))
+    logs.configure(log_format)
     given = {name: values.pop(name) for name in BY_NAME if values.get(name) is not None}
     own = {name: value for name, value in values.items() if name not in BY_NAME}
     plan = options.from_flags(given, own, store)
     for warning in plan.warnings:
         click.echo(f"warning: {warning}", err=True)
-    lines: list[str] = []
-
-    def report(name: str, version: int, loaded: Servable | ServableError) -> None:
-        lines.append(f"  {name} version {version}: {_describe(loaded)}")
-
     before = set(threading.enumerate())
-    with _stop_signals() as stop:
-        with quiet():
-            server = Server(plan.aspired, plan.options, report)
-        stop.loading = False
-        with server:
-            what = store or given["model_base_path"]
-            _announce(stdout(), [f"serving {what}", *lines, *_addresses(server, plan.options)])
-            while not stop.wait(1.0):
-                pass  # wait() without a limit would not be woken by a signal on every platform
+    try:
+        _run(plan, CommandLine(given, own, store, log_format), workers)
+    except SystemExit:  # a signal while models were being loaded, whose threads go on
+        _leave_behind(set(threading.enumerate()) - before)
+        raise
     _leave_behind(set(threading.enumerate()) - before)
 
 
-class _Stop(threading.Event):
+def _run(plan: Plan, command_line: CommandLine, workers: int) -> None:
+    """Serve until a signal comes; one that comes before the server answers raises SystemExit."""
+    from ..serving import Server
+    from ..serving.orders import Start
+
+    with _stop_signals() as stop:
+        server: Server | Supervisor
+        if workers > 1:
+            from ..serving.supervisor import Supervisor
+
+            server = Supervisor(workers, command_line, plan.options)
+            start = server.found
+        else:
+            start = Start()
+            with quiet():
+                server = Server(plan.source, plan.options, start.note, start.warnings.append)
+        stop.loading = False
+        with server:
+            for warning in start.warnings:
+                click.echo(f"warning: {warning}", err=True)
+            given = command_line.given
+            what = command_line.store or given.get("model_config_file") or given["model_base_path"]
+            with_workers = f" with {workers} workers" if workers > 1 else ""
+            versions = sorted(start.versions.items())
+            lines = [f"  {name} version {number}: {_describe(found)}" for (name, number), found in versions]
+            _announce(stdout(), [f"serving {what}{with_workers}", *lines, *_addresses(server, plan.options)])
+            stop.wait()
+
+
+class _Stop:
     """Set by SIGTERM or SIGINT; while models are being loaded, these end the process instead."""
 
-    loading = True
+    def __init__(self) -> None:
+        self.loading = True
+        self._asked: SimpleQueue[None] = SimpleQueue()  # a signal may come while it is waited for, with no lock held
+
+    def set(self) -> None:
+        self._asked.put(None)
+
+    def wait(self) -> None:
+        while True:  # without a limit it would not be woken by a signal on every platform
+            with suppress(Empty):
+                return self._asked.get(timeout=1.0)
 
 
 @contextmanager
@@ -211,19 +254,17 @@ def _leave_behind(threads: set[threading.Thread]) -> None:
     """End the process where runs go on past the grace period: the interpreter would wait for their threads."""
     for thread in threads:
         thread.join(0.2)
-    if any(thread.is_alive() and not thread.daemon for thread in threads):
+    if any(thread.is_alive() for thread in threads):  # daemons too: the interpreter waits for those of the pools
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
-def _describe(loaded: object) -> str:
-    from ..serving.servable import Servable
-
-    if not isinstance(loaded, Servable):
-        return f"NOT SERVED: {loaded}"
+def _describe(found: Mapping[str, Engine] | str) -> str:
+    if isinstance(found, str):
+        return f"NOT SERVED: {found}"
     by_runtime: dict[str, list[str]] = {}
-    for signature, engine in loaded.engines.items():
+    for signature, engine in found.items():
         by_runtime.setdefault(f"{engine.runtime} ({engine.reason})", []).append(signature)
     return "; ".join(
         f"{', '.join(sorted(names)) if len(names) <= _SHOWN else f'{len(names)} signatures'} → {runtime}"
@@ -231,7 +272,7 @@ def _describe(loaded: object) -> str:
     )
 
 
-def _addresses(server: Server, options: ServerOptions) -> list[str]:
+def _addresses(server: Server | Supervisor, options: ServerOptions) -> list[str]:
     host = f"[{options.host}]" if ":" in options.host else options.host
     secure = " (TLS)" if options.grpc.credentials else ""
     lines = [f"gRPC at {host}:{server.grpc_port}{secure}"] if server.grpc_port else []
