@@ -7,7 +7,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do command -v python$$v >/dev/null &&
 BIN := .venv/bin
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test lint format types contracts unit protos samples weights lock clean
+.PHONY: help demo test test-slow lint format types contracts unit protos samples weights lock clean
 
 help: ## Say what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -18,6 +18,10 @@ demo: .venv/all.stamp ## Export, serve, predict and bench the course models; wri
 
 test: lint types contracts unit ## Linters, type checks, import contracts and all tests
 	@echo "== all checks passed"
+
+test-slow: .venv/dev.stamp ## pytest, the tests that take a minute or more
+	@echo "== pytest, slow tests"
+	$(BIN)/pytest -m slow
 
 lint: .venv/dev.stamp ## ruff, check and format
 	@echo "== ruff"
