@@ -50,9 +50,9 @@ def parse_version(text: str) -> str:
     return words[1] if len(words) > 1 else "of unknown version"
 
 
-def wrk(url: str, body: Path, seconds: int) -> Load:
-    """Post a JSON body from 8 keep-alive connections for some seconds."""
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", f"-s{_SCRIPT}", url, "--", str(body)]
+def wrk(url: str, body: Path, seconds: int, connections: int = CONNECTIONS) -> Load:
+    """Post a JSON body from keep-alive connections for some seconds."""
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"-s{_SCRIPT}", url, "--", str(body)]
     return parse_wrk(_output(command, seconds + GRACE_S), url)
 
 

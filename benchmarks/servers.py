@@ -30,9 +30,22 @@ class Place:
     server_core: int
     load_core: int
 
+    @property
+    def both(self) -> set[int]:
+        """The two cores, for servers that are to use both and share them with the load."""
+        return {self.server_core, self.load_core}
+
     def on_server_core(self, command: Sequence[str]) -> list[str]:
         """The command on the servers' core, told to end when this process does."""
-        return ["setpriv", "--pdeathsig", "TERM", "taskset", "-c", str(self.server_core), *command]
+        return self._on([self.server_core], command)
+
+    def on_both_cores(self, command: Sequence[str]) -> list[str]:
+        """The same on both cores."""
+        return self._on(sorted(self.both), command)
+
+    @staticmethod
+    def _on(cores: Sequence[int], command: Sequence[str]) -> list[str]:
+        return ["setpriv", "--pdeathsig", "TERM", "taskset", "-c", ",".join(map(str, cores)), *command]
 
     def log(self, name: str) -> Path:
         """The log of a server."""
@@ -68,22 +81,23 @@ class Servable:
         return f"http://127.0.0.1:{self.rest_port}/v1/models/{model}:predict"
 
 
-def serve_command(store: Path, port: int, rest_port: int, runtime: str) -> list[str]:
+def serve_command(store: Path, port: int, rest_port: int, runtime: str, *flags: str) -> list[str]:
     """``servable serve`` on loopback."""
     return [
         *(sys.executable, "-m", "servable", "serve", str(store), "--host=127.0.0.1"),
-        *(f"--port={port}", f"--rest_api_port={rest_port}", f"--runtime={runtime}"),
+        *(f"--port={port}", f"--rest_api_port={rest_port}", f"--runtime={runtime}", *flags),
     ]
 
 
 @contextmanager
-def servable(place: Place, store: Path, runtime: str = "onnx") -> Iterator[Servable]:
-    """Our server, with its Prometheus page."""
+def servable(place: Place, store: Path, runtime: str = "onnx", *flags: str, pinned: bool = True) -> Iterator[Servable]:
+    """Our server, with its Prometheus page; on its own core, or on both if it is not ``pinned``."""
     config = place.folder / "monitoring.config"
     config.write_text(metrics_page.CONFIG)
     port, rest_port = free_port(), free_port()
-    command = [*serve_command(store, port, rest_port, runtime), f"--monitoring_config_file={config}"]
-    with Child(place.on_server_core(command), place.log("servable"), "servable serve") as child:
+    command = serve_command(store, port, rest_port, runtime, f"--monitoring_config_file={config}", *flags)
+    command = place.on_server_core(command) if pinned else place.on_both_cores(command)
+    with Child(command, place.log("servable"), "servable serve") as child:
         child.wait_until(lambda: available(rest_port), START_S)
         yield Servable(child.pid, port, rest_port)
 

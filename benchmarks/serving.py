@@ -1,8 +1,8 @@
 """The embedded server against bare programs and BentoML: rate, latency, memory and start.
 
-Every server runs on one core and every load generator on another; the runs of the servers that are
-compared are interleaved. Needs Linux with two cores and the Debian packages wrk and nghttp2-client.
-Exits with 1 if a target is missed.
+Every server runs on one core and every load generator on another, but where many callers at once are
+measured; the runs of the servers that are compared are interleaved. Needs Linux with two cores and the
+Debian packages wrk and nghttp2-client. Exits with 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..errors import ServableError
 from . import load, servers
+from .concurrency import batching, workers
 from .latency import latency
 from .machine import describe
 from .memory import memory
@@ -24,8 +25,22 @@ from .throughput import batch, grpc, rest
 from .verdict import Verdict
 from .workbench import Workbench, export_models
 
-PARTS = {"rest": rest, "grpc": grpc, "batch": batch, "latency": latency, "memory": memory, "startup": startup}
-TOOLS = {"rest": ["wrk"], "grpc": ["h2load"], "batch": ["wrk", "h2load"], "memory": ["h2load"]}
+PARTS = {
+    "rest": rest,
+    "grpc": grpc,
+    "batch": batch,
+    "batching": batching,
+    "workers": workers,
+    "latency": latency,
+    "memory": memory,
+    "startup": startup,
+}
+TOOLS = {
+    "rest": ["wrk"],
+    "grpc": ["h2load"],
+    "memory": ["h2load"],
+    **{part: ["wrk", "h2load"] for part in ("batch", "batching", "workers")},
+}
 PACKAGES = ["grpcio", "httptools", "numpy", "onnxruntime", "orjson", "protobuf", "tensorflow", "uvicorn", "uvloop"]
 
 # A load average above this says that other programs want the cores.
@@ -66,15 +81,18 @@ def _run(parts: list[str], options: argparse.Namespace, tools: str) -> int:
         place = servers.choose_place(folder)
         if tools:
             print(f"load:     {tools}")
-        print(f"cores:    servers on {place.server_core}, load on {place.load_core}, pinned")
+        print(
+            f"cores:    servers on {place.server_core}, load on {place.load_core}, pinned; "
+            "in the parts batching and workers both on both"
+        )
         venv = options.bentoml_venv.absolute() if options.bentoml_venv and "rest" in parts else None
         if venv:
             print(f"peer:     {servers.prepare_bentoml(venv)}; one worker")
         store = folder / "store"
         export_models(store)
-        os.sched_setaffinity(0, {place.load_core})
         bench = Workbench(place, store, options.runs, options.duration, venv, verdict)
         for part in parts:
+            os.sched_setaffinity(0, {place.load_core})
             PARTS[part](bench)
     print(f"\n{verdict.summary()}")
     return verdict.exit_code
