@@ -147,7 +147,12 @@ def _command() -> click.Command:
             help="How log lines look, on stderr.",
         ),
     ]
-    return _Serve("serve", params=[*own, *map(_flag_option, FLAGS)], callback=_serve, help=_serve.__doc__)
+    return _Serve(
+        "serve",
+        params=[*own, *map(_flag_option, FLAGS)],
+        callback=_serve,
+        help=(_serve.__doc__ or "").replace(r"\b", "\b"),
+    )
 
 
 def _serve(store: Path | None, log_format: LogFormat, workers: int, **values: Any) -> None:

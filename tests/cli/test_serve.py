@@ -492,3 +492,9 @@ def test_a_start_that_fails_is_one_line(cli: Callable[..., Any], store: Store, t
     assert (done.returncode, done.stdout) == (StoreError.exit_code, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: no version of model 'default' can be served: ")
+
+
+def test_the_help_shows_each_form_on_a_line_of_its_own() -> None:
+    lines = [line.strip() for line in CliRunner().invoke(command, ["--help"]).output.splitlines()]
+    assert "servable serve STORE" in lines
+    assert "servable serve --model_config_file=/FILE --rest_api_port=8501" in lines
