@@ -129,13 +129,14 @@ class Manifest:
 
     def check_artifact(self, folder: Path, artifact: Artifact) -> None:
         """Raise `ArtifactError` unless the artifact in ``folder`` is the very one that was measured."""
+        what = f"the SavedModel in {folder}" if artifact.path == "." else f"{folder / artifact.path}"
         try:
             sha256, _ = measure_artifact(folder, artifact.path)
         except OSError as error:
-            raise ArtifactError(f"{folder / artifact.path} cannot be read: {error.strerror}") from error
+            raise ArtifactError(f"{what} cannot be read: {error.strerror}") from error
         if sha256 != artifact.sha256:
             raise ArtifactError(
-                f"{folder / artifact.path} is damaged or was changed after its export: its SHA-256 is not the one in "
+                f"{what} is damaged or was changed after its export: its SHA-256 is not the one in "
                 f"{FILE_NAME}, so its evidence says nothing; export the model again"
             )
 

@@ -101,4 +101,7 @@ def main() -> None:
     streams.prepare()
     # As an exception, so that servers are stopped and temporary folders removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    for number in (signal.SIGTERM, signal.SIGINT):  # a second one does not end in another way what has ended
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)

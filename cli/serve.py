@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from ..serving.options import Plan
     from ..serving.orders import CommandLine
     from ..serving.supervisor import Supervisor
+
+_log = logging.getLogger("servable.lifecycle")
 
 _SECTIONS = {
     Support.HONOURED: "Flags of tensorflow_model_server",
@@ -174,51 +177,52 @@ def _serve(store: Path | None, log_format: LogFormat, workers: int, **values: An
     if values.get("version"):
         click.echo(f"TensorFlow ModelServer: servable {version('servable')}")
         return
-    from ..serving import logs, options
-    from ..serving.orders import CommandLine
-
-    logs.configure(log_format)
-    given = {name: values.pop(name) for name in BY_NAME if values.get(name) is not None}
-    own = {name: value for name, value in values.items() if name not in BY_NAME}
-    plan = options.from_flags(given, own, store)
-    for warning in plan.warnings:
-        click.echo(f"warning: {warning}", err=True)
     before = set(threading.enumerate())
-    try:
-        _run(plan, CommandLine(given, own, store, log_format), workers)
-    except SystemExit:  # a signal while models were being loaded, whose threads go on
+    with _stop_signals() as stop:
+        from ..serving import logs, options
+        from ..serving.orders import CommandLine
+
+        logs.configure(log_format)
+        given = {name: values.pop(name) for name in BY_NAME if values.get(name) is not None}
+        own = {name: value for name, value in values.items() if name not in BY_NAME}
+        plan = options.from_flags(given, own, store)
+        for warning in plan.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        try:
+            _run(plan, CommandLine(given, own, store, log_format), workers, stop)
+        except SystemExit:  # a signal while models were being loaded, whose threads go on
+            _leave_behind(set(threading.enumerate()) - before)
+            raise
         _leave_behind(set(threading.enumerate()) - before)
-        raise
-    _leave_behind(set(threading.enumerate()) - before)
 
 
-def _run(plan: Plan, command_line: CommandLine, workers: int) -> None:
+def _run(plan: Plan, command_line: CommandLine, workers: int, stop: _Stop) -> None:
     """Serve until a signal comes; one that comes before the server answers raises SystemExit."""
     from ..serving import Server
     from ..serving.orders import Start
 
-    with _stop_signals() as stop:
-        server: Server | Supervisor
-        if workers > 1:
-            from ..serving.supervisor import Supervisor
+    server: Server | Supervisor
+    if workers > 1:
+        from ..serving.supervisor import Supervisor
 
-            server = Supervisor(workers, command_line, plan.options)
-            start = server.found
-        else:
-            start = Start()
-            with quiet():
-                server = Server(plan.source, plan.options, start.note, start.warnings.append)
-        stop.loading = False
-        with server:
-            for warning in start.warnings:
-                click.echo(f"warning: {warning}", err=True)
-            given = command_line.given
-            what = command_line.store or given.get("model_config_file") or given["model_base_path"]
-            with_workers = f" with {workers} workers" if workers > 1 else ""
-            versions = sorted(start.versions.items())
-            lines = [f"  {name} version {number}: {_describe(found)}" for (name, number), found in versions]
-            _announce(stdout(), [f"serving {what}{with_workers}", *lines, *_addresses(server, plan.options)])
-            stop.wait()
+        server = Supervisor(workers, command_line, plan.options)
+        start = server.found
+    else:
+        start = Start()
+        with quiet():
+            server = Server(plan.source, plan.options, start.note, start.warnings.append)
+    stop.loading = False
+    with server:
+        for warning in start.warnings:
+            click.echo(f"warning: {warning}", err=True)
+        given = command_line.given
+        what = command_line.store or given.get("model_config_file") or given["model_base_path"]
+        with_workers = f" with {workers} workers" if workers > 1 else ""
+        versions = sorted(start.versions.items())
+        lines = [f"  {name} version {number}: {_describe(found)}" for (name, number), found in versions]
+        _announce(stdout(), [f"serving {what}{with_workers}", *lines, *_addresses(server, plan.options)])
+        stop.wait()
+        _log.info("stopping: running requests have five seconds to finish")
 
 
 class _Stop:

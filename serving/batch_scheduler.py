@@ -7,8 +7,9 @@ import threading
 from collections import deque
 from time import perf_counter_ns
 
-from ..errors import InvalidArgumentError, ServableError, UnavailableError
+from ..errors import ServableError, UnavailableError
 from .batch_queue import STOPPED, UNLOADED, Batch, Batcher, Piece, Queue, Task
+from .batching import check_threads
 from .monitoring import Monitor
 
 _NEVER = 2**63
@@ -24,8 +25,7 @@ class BatchScheduler:
 
     def __init__(self, threads: int, monitor: Monitor, name: str = "batch_threads") -> None:
         """Raises `InvalidArgumentError` if there are to be no threads."""
-        if threads < 1:
-            raise InvalidArgumentError(f"num_batch_threads must be positive; was {threads}")
+        check_threads(threads)
         self.monitor = monitor
         self._count = threads
         self._name = name

@@ -117,6 +117,22 @@ class BatchingParameters:
             )
 
 
+def read_checked(path: Path) -> BatchingParameters:
+    """The parameters of a file; what is wrong with them is raised with the file's name before it."""
+    parameters = BatchingParameters.read(path)
+    try:
+        parameters.check()
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"{path}: {error}") from error
+    return parameters
+
+
+def check_threads(count: int) -> None:
+    """Raise `InvalidArgumentError` for a number of threads that can run nothing."""
+    if count < 1:
+        raise InvalidArgumentError(f"num_batch_threads must be positive; was {count}")
+
+
 def _check_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise InvalidArgumentError(f"{name} must be {'positive' if least else 'non-negative'}; was {value}")

@@ -46,7 +46,7 @@ class CoreOptions:
     ``file_system_poll_wait_seconds`` of 0 looks once at start, a negative one not even then; a reload
     looks in any case. ``model_config_file`` is read again every so many seconds, never if that is 0 or
     less. ``retry_at_start`` has the start wait for a model's retries, where it would else end with the
-    first error; ``start_in_part`` has it go on without what cannot be loaded.
+    first error; ``start_in_part`` has it go on without what cannot be loaded at once.
     """
 
     file_system_poll_wait_seconds: int = 1
@@ -83,6 +83,8 @@ class Core:
         self._reloading = threading.Lock()
         self._closing = threading.Event()
         self._pollers: list[threading.Thread] = []
+        # Hears what was taken from the config file after the start.
+        self.on_file: Callable[[Sequence[ModelConfig]], None] = lambda _: None
 
     def start(self) -> None:
         """Load what there is, then go on looking.
@@ -94,7 +96,8 @@ class Core:
             self._warn("--file_system_poll_wait_seconds is negative: nothing is served before a reload says what")
         else:
             self._look()
-        self._manager.wait_for(lambda: not any(map(self._is_starting, self._models)), None)
+        is_starting = self._manager.is_untried if self._options.start_in_part else self._is_starting
+        self._manager.wait_for(lambda: not any(map(is_starting, self._models)), None)
         failures = {model: self._manager.failures(model) for model in sorted(self._models)}
         broken = [
             f"no version of model {model!r} can be served: {failed[0].message}"
@@ -144,7 +147,7 @@ class Core:
                 return
             self._tell(None, "")
             for one in seen:
-                self._tell(one.model, one.problem)
+                self._tell(one.model, one.problem, "" if isinstance(one, Aspired) else f"model {one.model}: ")
                 if isinstance(one, Aspired):
                     self._manager.aspire(one.model, one.versions)
             models = {one.model for one in seen}
@@ -153,13 +156,13 @@ class Core:
                 self._manager.aspire(model, {})
             self._models = models
 
-    def _tell(self, of: str | Path | None, problem: str) -> None:
-        """Tell of a problem where it is a new one; "" is none."""
+    def _tell(self, of: str | Path | None, problem: str, whose: str = "") -> None:
+        """Tell of a problem where it is a new one; "" is none. ``whose`` it is stands before it."""
         if not problem:
             self._problems.pop(of, None)
         elif self._problems.get(of) != problem:
             self._problems[of] = problem
-            self._warn(problem)
+            self._warn(f"{whose}{problem}")
 
     def _is_starting(self, model: str) -> bool:
         """Whether the start has to wait for a model: for the first try of each version, or for the last."""
@@ -207,6 +210,7 @@ class Core:
             if not (isinstance(self._source, ConfigSource) and list(self._source.configs) == configs):
                 with self._alone():
                     self._take(configs)
+                self.on_file(configs)
         except ServableError as error:
             self._tell(file, f"{error} (what is served stays as it is)")
         else:

@@ -97,6 +97,10 @@ def load(folder: Path, options: LoadOptions) -> Loaded:
     """
     manifest = Manifest.read(folder) if (folder / FILE_NAME).is_file() else None
     bare = _bare_file(folder, manifest, options)
+    # What is not the thing that was measured is not served; the twins are looked at when they are loaded.
+    artifact = manifest.artifact(bare or "saved_model") if manifest else None
+    if manifest and artifact:
+        manifest.check_artifact(folder, artifact)
     if bare:
         return _load_bare(folder, bare, options)
     loaded = Loaded(wire_signatures.read_saved_model(folder, frozenset(options.tags)))

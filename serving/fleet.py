@@ -13,7 +13,9 @@ from .core import RELOAD_TIMEOUT_S, Core
 from .data_plane import Servables
 from .engines import Engine
 from .link import Link
+from .model_config import ModelConfig
 from .monitoring import Monitor
+from .orders import portable
 from .servable import Servable
 from .status import State, VersionStatus
 
@@ -38,8 +40,13 @@ class Fleet:
     def join(self, core: Core) -> Servables:
         """What this worker serves, with what all say of it."""
         self.core = core
+        core.on_file = self._tell_configs
         self.monitor.start()
         return _FleetServables(core, self._link)
+
+    def _tell_configs(self, configs: Sequence[ModelConfig]) -> None:
+        with suppress(UnavailableError):
+            self._link.note("configs", portable(configs))
 
     def statuses(self, name: str, version: int | None) -> list[VersionStatus]:
         """What this worker says, for the others; empty where it knows nothing."""
@@ -60,8 +67,8 @@ class FleetMonitor(Monitor):
 
     def _publish(self) -> None:
         pause = threading.Event()
-        with suppress(UnavailableError):
-            while not pause.wait(_PUBLISH_S):
+        while self._link.is_open and not pause.wait(_PUBLISH_S):
+            with suppress(UnavailableError):  # a busy supervisor hears it later
                 self.publish()
 
     def publish(self) -> None:

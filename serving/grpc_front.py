@@ -72,7 +72,11 @@ class _ModelService:
     async def reload_config(self, request: Any, call: Call) -> bytes:
         """Replace the server's whole configuration, and tell how the metrics asked for have changed by it."""
         before = {name: self._monitor.first_value(name) for name in request.metric_names}
-        self._plane.reload(request.config)
+        try:
+            self._plane.reload(request.config)
+        except ServableError as error:
+            _log.warning("a reload of the configuration failed: %s", error)
+            raise
         response = messages.ReloadConfigResponse()
         response.status.SetInParent()
         for name in request.metric_names:

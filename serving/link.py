@@ -77,9 +77,10 @@ class Link:
                     break
                 self._take(*message)
         finally:
-            self._close()
+            self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """End it; also every question that waits for an answer."""
         with self._lock:
             self._closed = True
             left = [*self._questions.values()]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InternalError, InvalidArgumentError, NotFoundError, UnavailableError
-from . import steps, warmup
+from . import batching, steps, warmup
 from .batch_queue import Batcher
 from .batch_scheduler import BatchScheduler
 from .batching import BatchingParameters
@@ -63,14 +63,10 @@ class Loader:
     def _parameters(self, folder: Path) -> BatchingParameters | None:
         if not self._batching:
             return None
-        parameters = self._batching.parameters
-        if self._batching.per_model:
-            file = folder / PER_MODEL_FILE
-            if not file.exists():
-                return None
-            parameters = BatchingParameters.read(file)
-        parameters.check()
-        return parameters
+        if not self._batching.per_model:
+            return self._batching.parameters
+        file = folder / PER_MODEL_FILE
+        return batching.read_checked(file) if file.exists() else None
 
     def _warm_up(self, servable: Servable, folder: Path) -> None:
         service = PredictionService(DataPlane(_Alone(servable)))

@@ -342,6 +342,7 @@ class Manager:
         with self._changed:
             # It may have been asked for again while it was going.
             version.state = State.START if version.aspired else State.END
+            _log.info("%s version %d is unloaded", model, version.number)
             self._changed.notify_all()
 
     def _log_outcome(self, model: str, number: int, outcome: Servable | ServableError) -> None:

@@ -82,7 +82,9 @@ def read(path: Path) -> list[ModelConfig]:
             raise NotFoundError(f"{path}; No such file or directory") from error
         raise
     if not message.HasField("model_config_list"):
-        raise InvalidArgumentError(f"{path}; Invalid argument: it has no model_config_list, which may be an empty one")
+        raise InvalidArgumentError(
+            f"{path}; Invalid argument: it has no model_config_list (to serve nothing, write: model_config_list {{}})"
+        )
     return parse(message, where=str(path))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import InvalidArgumentError
 from ..store import Store
 from ..wire import messages, text_config
-from . import model_config, tls
+from . import batching, model_config, tls
 from .batching import BatchingParameters
 from .core import CoreOptions
 from .engines import LoadOptions
@@ -128,8 +128,8 @@ def _batching(flags: Mapping[str, Any]) -> BatchingOptions | None:
     if not flags["enable_batching"]:
         return None
     file = flags["batching_parameters_file"]
-    parameters = BatchingParameters.read(Path(file)) if file else BatchingParameters()
-    parameters.check()
+    parameters = batching.read_checked(Path(file)) if file else BatchingParameters()
+    batching.check_threads(parameters.num_batch_threads)
     return BatchingOptions(parameters, per_model=flags["enable_per_model_batching_parameters"])
 
 

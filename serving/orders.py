@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,14 @@ from ..errors import ServableError
 from ..wire import messages
 from .engines import Engine
 from .logs import LogFormat
+from .model_config import ModelConfig
 from .servable import Servable
 
 GRACE_S = 5.0
-# After the grace period, what still hangs is left behind.
-END_LIMIT_S = GRACE_S + 5.0
+# After the grace period, a worker leaves behind what still hangs, and is then itself not waited for any more.
+# All is over before the 10 s that Docker waits before it kills.
+WORKER_END_LIMIT_S = GRACE_S + 3.0
+END_LIMIT_S = GRACE_S + 4.0
 
 
 @dataclass(frozen=True)
@@ -30,18 +33,32 @@ class CommandLine:
 
 @dataclass(frozen=True)
 class Config:
-    """A configuration that came by a reload, as a serialized ModelServerConfig.
-
-    ``complete`` tells whether every worker could load every model of it; else a worker that starts
-    anew need not either.
-    """
+    """A configuration that came by a reload, as a serialized ModelServerConfig."""
 
     serialized: bytes
-    complete: bool = False
 
     def message(self) -> Any:
         """The ModelServerConfig."""
         return messages.ModelServerConfig.FromString(self.serialized)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a worker is to be, and to serve: what came by a reload, else what was last taken from the config file.
+
+    The first start is strict; a later one goes on without what cannot be loaded.
+    """
+
+    number: int
+    is_first: bool
+    command_line: CommandLine
+    reloaded: Config | None
+    from_file: list[ModelConfig] | None
+
+
+def portable(configs: Sequence[ModelConfig]) -> list[ModelConfig]:
+    """The same for another process, which read-only mappings cannot be sent to."""
+    return [replace(config, labels=dict(config.labels)) for config in configs]
 
 
 @dataclass(frozen=True)

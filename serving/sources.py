@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from ..errors import StoreError
+from ..runtimes.base import SAVED_MODEL_FILES
 from ..store import Store
 from .model_config import ModelConfig, Specific
 
@@ -97,10 +98,10 @@ def _look(config: ModelConfig) -> Aspired | Unseen:
 def _missing(config: ModelConfig, found: Mapping[int, Path]) -> str:
     """What is not below a base path, though it should be."""
     if not found:
-        return (
-            f"No versions of servable {config.name} found under base path {config.base_path}. "
-            "Did you forget to name your leaf directory as a number (eg. '/1/')?"
-        )
+        nothing = f"No versions of servable {config.name} found under base path {config.base_path}. "
+        if any((config.base_path / file).exists() for file in SAVED_MODEL_FILES):
+            return f"{nothing}It looks like a version itself: give the folder that it is in, {config.base_path.parent}"
+        return f"{nothing}Did you forget to name your leaf directory as a number (eg. '/1/')?"
     wanted = config.policy.versions if isinstance(config.policy, Specific) else ()
     missing = sorted(set(wanted) - found.keys())
     if not missing:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import replace
+from contextlib import suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,15 +26,17 @@ from ..errors import (
     ProcessError,
     ServableError,
     UnavailableError,
+    UnknownError,
 )
 from ..process import describe_exit
-from . import families, server
+from . import families, model_config, server
 from .core import RELOAD_TIMEOUT_S
 from .families import Family, Snapshot
 from .fleet import PART_LIMIT_S
 from .link import Link, Question
+from .model_config import ModelConfig
 from .options import ServerOptions
-from .orders import END_LIMIT_S, CommandLine, Config, Start
+from .orders import END_LIMIT_S, CommandLine, Config, Load, Start, portable
 from .status import VersionStatus
 
 _log = logging.getLogger("servable.workers")
@@ -80,7 +82,9 @@ class Supervisor:
         self.rest_port = options.rest_api_port
         self._count = count
         self._command_line = command_line
-        self._config: Config | None = None
+        self._config: Config | None = None  # that came by a reload
+        file = options.core.model_config_file
+        self._from_file = portable(model_config.read(file)) if file else None  # what a worker last took from it
         self._reloading = threading.Lock()
         self._lock = threading.Lock()  # held for what is known of the workers
         self._workers: dict[int, _Worker] = {}
@@ -165,7 +169,7 @@ class Supervisor:
                 self._news.put(end.error)
                 return
             failures = 1 if end.ready_s > _STEADY_S else failures + 1
-            pause_s = min(_MAX_PAUSE_S, 2.0 ** (failures - 2)) if failures > 1 else 0.0
+            pause_s = _pause_s(failures)
             _log.warning("%s; it is started again %s", end.text, f"in {pause_s:g} s" if pause_s else "at once")
             if self._closing.wait(pause_s):
                 return
@@ -174,13 +178,17 @@ class Supervisor:
 
     def _run(self, number: int, *, is_first: bool) -> _End:
         """Start a worker, and wait for its end."""
+        worker: _Worker | None = None
         try:
             worker = self._spawn(number)
-        except (OSError, ServableError) as error:
+            listener = threading.Thread(target=self._listen, args=(worker,), name=f"link-{number}", daemon=True)
+            listener.start()
+        except Exception as error:  # noqa: BLE001  # the place is not to stay empty
+            if worker:
+                worker.link.close()
+                _end(worker.process, 0.0)
             problem = ProcessError(f"worker {number} cannot be started: {error}")
             return _End(problem, str(problem), 0.0)
-        listener = threading.Thread(target=self._listen, args=(worker,), name=f"link-{number}", daemon=True)
-        listener.start()
         failure: ServableError | None = None
         try:
             self._bring_up(worker, is_first=is_first)
@@ -222,7 +230,8 @@ class Supervisor:
 
     def _bring_up(self, worker: _Worker, *, is_first: bool) -> None:
         """Have a worker load and then answer; raises `ServableError` if it cannot, or dies."""
-        start: Start = worker.link.ask("load", self._command_line, worker.config, limit_s=None)
+        load = Load(worker.number, is_first, self._command_line, worker.config, self._from_file)
+        start: Start = worker.link.ask("load", load, limit_s=None)
         if is_first:
             self._news.put(start)
         else:
@@ -235,11 +244,8 @@ class Supervisor:
             raise UnavailableError("the server is shutting down")
         while not self._join(worker):  # there was a reload while it started
             config = worker.config = self._config
-            try:
+            with suppress(UnknownError, DeadlineExceededError):  # it is in force, and others have told why
                 worker.link.ask("reload", config, limit_s=_RELOAD_LIMIT_S)
-            except ServableError:
-                if config is None or config.complete or not worker.link.is_open:
-                    raise
         worker.link.ask("open", limit_s=_STEP_LIMIT_S)
         with self._lock:
             worker.ready_since = time.monotonic()
@@ -261,6 +267,7 @@ class Supervisor:
             {
                 "counted": partial(self._note_counts, worker),
                 "unloaded": self._forget_counts,
+                "configs": self._note_configs,
                 "metrics": partial(self._metrics, worker),
                 "statuses": partial(self._statuses, worker),
                 "reload": self._reload,
@@ -270,6 +277,9 @@ class Supervisor:
     def _note_counts(self, worker: _Worker, snapshot: Snapshot) -> None:
         with self._lock:
             worker.counted = snapshot
+
+    def _note_configs(self, configs: list[ModelConfig]) -> None:
+        self._from_file = configs
 
     def _forget_counts(self, model: str, version: int) -> None:
         """Show no more what workers that are no more had counted of a version that is gone."""
@@ -306,8 +316,6 @@ class Supervisor:
             with self._lock:  # in force from here on, also for those that join later
                 self._config = config
             _raise_first(self._ask_all("reload", config, limit_s=_RELOAD_LIMIT_S))
-            with self._lock:
-                self._config = replace(config, complete=True)
         finally:
             self._reloading.release()
 
@@ -338,6 +346,11 @@ class _End(NamedTuple):
     error: ServableError
     text: str
     ready_s: float
+
+
+def _pause_s(failures: int) -> float:
+    """How long to wait after so many failures in a row: not at all, then 1, 2, 4, … seconds."""
+    return min(_MAX_PAUSE_S, 2.0 ** min(failures - 2, 10)) if failures > 1 else 0.0
 
 
 def _raise_first(answers: list[Any]) -> None:

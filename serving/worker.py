@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import SimpleQueue
 
 from .. import streams
@@ -19,10 +20,10 @@ from . import logs, model_config, options
 from .core import Core
 from .fleet import Fleet
 from .link import Link
-from .options import ServerOptions
-from .orders import END_LIMIT_S, GRACE_S, CommandLine, Config, Start
+from .options import Plan, ServerOptions
+from .orders import GRACE_S, WORKER_END_LIMIT_S, CommandLine, Config, Load, Start
 from .server import Server
-from .sources import ConfigSource
+from .sources import ConfigSource, Source
 
 # More connections than this many are not to be expected, and so many more files than connections.
 _HIGHEST = 4096
@@ -45,7 +46,7 @@ class Worker:
         threading.Thread(target=self._listen, name="link", daemon=True).start()
         self._ends.get()
         if self._server and self._is_open:
-            threading.Timer(END_LIMIT_S, os._exit, (1,)).start()
+            threading.Timer(WORKER_END_LIMIT_S, os._exit, (1,)).start()
             self._server.stop(GRACE_S)
             with suppress(ServableError):
                 self._fleet.monitor.publish()
@@ -70,13 +71,13 @@ class Worker:
 
     # what the supervisor asks
 
-    def _load(self, command_line: CommandLine, config: Config | None) -> Start:
-        logs.configure(command_line.log_format)
+    def _load(self, load: Load) -> Start:
+        logs.configure(load.command_line.log_format, worker=load.number)
         start = Start()
         with streams.silenced():
-            plan = options.from_flags(command_line.given, command_line.own, command_line.store)
-            source = ConfigSource(model_config.parse(config.message(), where="")) if config else plan.source
-            self._server = Server(source, _shared(plan.options, config), start.note, start.warnings.append, self._fleet)
+            plan = _plan(load.command_line)
+            given = _shared(plan.options, load)
+            self._server = Server(_source(plan, load), given, start.note, start.warnings.append, self._fleet)
         return start
 
     def _open(self) -> None:
@@ -96,12 +97,30 @@ class Worker:
         return self._fleet.core
 
 
-def _shared(given: ServerOptions, config: Config | None) -> ServerOptions:
-    """The same options for ports that others bind too, and for a start with what came by a reload."""
-    core = given.core
-    if config:
+def _plan(command_line: CommandLine) -> Plan:
+    """The plan for a command line. The config file is not read: it may be half-written just now."""
+    given = dict(command_line.given)
+    file = given.pop("model_config_file", "")
+    if not file:
+        return options.from_flags(given, command_line.own, command_line.store)
+    given |= {"model_name": "any", "model_base_path": "/"}  # something has to be served; the configuration says what
+    plan = options.from_flags(given, command_line.own, None)
+    core = replace(plan.options.core, model_config_file=Path(file))
+    return replace(plan, options=replace(plan.options, core=core))
+
+
+def _source(plan: Plan, load: Load) -> Source:
+    if load.reloaded:
+        return ConfigSource(model_config.parse(load.reloaded.message(), where=""))
+    return plan.source if load.from_file is None else ConfigSource(load.from_file)
+
+
+def _shared(given: ServerOptions, load: Load) -> ServerOptions:
+    """The same options for ports that others bind too, and for this start."""
+    core = replace(given.core, start_in_part=not load.is_first)
+    if load.reloaded:
         wait_s = max(0, core.file_system_poll_wait_seconds)  # look once at least, as a reload does
-        core = replace(core, file_system_poll_wait_seconds=wait_s, start_in_part=not config.complete)
+        core = replace(core, file_system_poll_wait_seconds=wait_s)
     return replace(
         given, grpc=replace(given.grpc, reuse_port=True), rest=replace(given.rest, reuse_port=True), core=core
     )

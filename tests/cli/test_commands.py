@@ -300,7 +300,7 @@ def test_serve_announces_what_it_serves_and_answers(store: Store, tmp_path: Path
         status = httpx.get(f"http://127.0.0.1:{child.rest_port}/v1/models/cnn", trust_env=False).json()
         assert status["model_version_status"][0]["state"] == "AVAILABLE"
         assert child.stop() == 0
-    assert len(child.said().splitlines()) == len(lines)
+    assert len(child.said().splitlines()) == len(lines) + 1, "it says that it stops"
 
 
 @pytest.mark.parametrize(

@@ -432,7 +432,8 @@ def test_a_store_with_a_json_access_log(store: Store, free_port: int) -> None:
             assert client.get(f"{url}/healthz").status_code == 200
         code, stderr = server.end(signal.SIGTERM)
     assert code == 0
-    predict, missing, health = [json.loads(line) for line in stderr.splitlines()]
+    predict, missing, health, stopping = [json.loads(line) for line in stderr.splitlines()]
+    assert stopping["logger"] == "servable.lifecycle"
     assert {
         "level": "INFO",
         "logger": "servable.access",
@@ -477,7 +478,8 @@ def test_a_base_path_with_a_socket_and_a_text_access_log(store: Store, tmp_path:
                 status(b"", timeout=10)
         code, stderr = server.end(signal.SIGINT)
     assert code == 0
-    warning, log = stderr.splitlines()
+    warning, log, stopping = stderr.splitlines()
+    assert stopping.endswith("INFO servable.lifecycle: stopping: running requests have five seconds to finish")
     assert re.fullmatch(r"warning: --skip_initialize_tpu has no effect here\W+TPUs are not supported\W*", warning)
     assert re.fullmatch(
         r"\S+Z INFO servable\.access: GetModelStatus INVALID_ARGUMENT [\d.]+ ms "

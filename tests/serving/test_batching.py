@@ -285,7 +285,7 @@ def test_versions_with_parameters_of_their_own(folder: Path, tmp_path: Path) -> 
             "4": "END",
         }
         wrong = "Last entry in allowed_batch_sizes must match max_batch_size; last entry was 1; expected 2"
-        assert by_version["3"]["status"]["error_message"] == wrong
+        assert by_version["3"]["status"]["error_message"] == f"{tmp_path / '3' / 'batching_params.pbtxt'}: {wrong}"
         assert "batching_params.pbtxt" in by_version["4"]["status"]["error_message"]
         url = f"http://127.0.0.1:{server.rest_port}/v1/models/rows/versions"
         body = {"inputs": [[1.0]] * 3}

@@ -311,7 +311,7 @@ def test_a_missing_base_path_does_not_hang_the_start(make: Make, tmp_path: Path)
     assert world.available("good") == [1]
     assert world.core.models() == ["good"]
     bad, empty = world.warnings
-    assert bad == f"the base path {tmp_path / 'bad'} cannot be read: No such file or directory"
+    assert bad == f"model bad: the base path {tmp_path / 'bad'} cannot be read: No such file or directory"
     assert empty.startswith("No versions of servable empty found under base path")
     folder(tmp_path / "bad", 3)
     world.wait(3, model="bad")
@@ -374,7 +374,7 @@ def test_what_is_served_stays_while_its_base_path_is_missing(
     folder(tmp_path / "a", 1)
     folder(tmp_path / "b", 1)
     world = make(ConfigSource([config(tmp_path / name, name) for name in "ab"]), POLLING).start()
-    reason = f"the base path {tmp_path / 'a'} cannot be read: No such file or directory"
+    reason = f"model a: the base path {tmp_path / 'a'} cannot be read: No such file or directory"
     for version in (2, 3):
         (tmp_path / "a").rename(tmp_path / "away")
         until(lambda told=version - 1: caplog.messages.count(reason) == told)
@@ -660,7 +660,7 @@ def test_a_model_that_is_taken_out_is_told_of_again_when_it_is_back(
         with pytest.raises(UnknownError):
             world.core.reload(message(entry(tmp_path / "bad")))
         world.core.reload(message())
-    reason = f"the base path {tmp_path / 'bad'} cannot be read: No such file or directory"
+    reason = f"model m: the base path {tmp_path / 'bad'} cannot be read: No such file or directory"
     assert caplog.messages == [reason] * 2
 
 

@@ -18,7 +18,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import get_model_metadata_pb2, predict_pb2, prediction_service_pb2_grpc
 
 from servable.errors import ArtifactError, InputError, ServableError, StoreError, UnimplementedError
-from servable.manifest import Manifest
+from servable.manifest import Manifest, measure_artifact
 from servable.serving import Aspired, Server, ServerOptions
 from servable.serving.engines import LoadOptions
 from servable.serving.servable import Servable
@@ -286,11 +286,16 @@ def test_a_runtime_that_fails_leaves_nothing_loaded(store: Store, tmp_path: Path
     folder = tmp_path / "1"
     shutil.copytree(store.path("celsius"), folder)
     manifest = Manifest.read(folder)
+    shutil.rmtree(folder / "variables")
     artifacts = tuple(
-        replace(a, evidence={k: v for k, v in a.evidence.items() if k != "regress"}) for a in manifest.artifacts
+        replace(
+            artifact,
+            sha256=measure_artifact(folder, artifact.path)[0],
+            evidence={name: found for name, found in artifact.evidence.items() if name != "regress"},
+        )
+        for artifact in manifest.artifacts
     )
     (folder / "servable.json").write_text(replace(manifest, artifacts=artifacts).to_json())
-    shutil.rmtree(folder / "variables")
     with pytest.raises(ArtifactError, match="is not a SavedModel that TensorFlow can load"):
         runtimes_of(folder)
 
@@ -307,3 +312,22 @@ def test_errors_are_ours(store: Store) -> None:
     servable.close()
     with pytest.raises(ServableError, match="unloaded"):
         servable.run("serving_default", {"image": np.zeros((1, 28, 28, 1), np.float32)}, ["probabilities"])
+
+
+@pytest.mark.parametrize("runtime", ["auto", "onnx", "tensorflow", "tflite"])
+@pytest.mark.parametrize("file", ["saved_model.pb", "variables/variables.index"])
+def test_a_saved_model_that_was_exchanged_is_not_served(store: Store, tmp_path: Path, runtime: str, file: str) -> None:
+    folder = tmp_path / "1"
+    shutil.copytree(store.path("celsius"), folder)
+    shutil.copyfile(store.path("mlp") / file, folder / file)
+    with pytest.raises(ArtifactError, match=r"^the SavedModel in .* is damaged or was changed after its export"):
+        runtimes_of(folder, runtime=runtime)
+
+
+def test_what_belongs_to_no_artifact_may_be_added(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "1"
+    shutil.copytree(store.path("celsius"), folder)
+    (folder / "batching_params.pbtxt").write_text("")
+    (folder / "assets.extra").mkdir()
+    (folder / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"")
+    assert runtimes_of(folder) == {"onnx"}

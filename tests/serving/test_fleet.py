@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import pickle
+import socket
+import threading
+import time
+from multiprocessing.connection import Connection
 
 import pytest
 
 from servable.errors import Code
-from servable.serving import families
+from servable.serving import families, fleet, link
 from servable.serving.engines import Engine
-from servable.serving.fleet import merge
+from servable.serving.fleet import FleetMonitor, merge
+from servable.serving.link import Link
 from servable.serving.monitoring import Call, Monitor
 from servable.serving.status import State, VersionStatus
 
@@ -108,3 +113,27 @@ def test_a_snapshot_stands_still() -> None:
     before = families.page(snapshot)
     monitor.finish(Call("Predict", "GRPC"), Code.OK)
     assert families.page(snapshot) == before != monitor.page()
+
+
+def test_counts_are_told_as_long_as_the_line_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "_PUBLISH_S", 0.005)
+    monkeypatch.setattr(link, "_SEND_LIMIT_S", 0.005)
+    ours, theirs = socket.socketpair()
+    other = Connection(theirs.detach())
+    line = Link(Connection(ours.detach()))
+    listener = threading.Thread(target=line.listen, args=({},), daemon=True)
+    listener.start()
+    monitor = FleetMonitor(line)
+    before = set(threading.enumerate())
+    with line._sending:  # nobody gets through, as where the supervisor does not read
+        monitor.start()
+        (publisher,) = set(threading.enumerate()) - before
+        time.sleep(0.1)
+        assert publisher.is_alive()
+    assert other.poll(20)
+    kind, _, (name, _) = other.recv()
+    assert (kind, name) == ("note", "counted")
+    other.close()
+    for thread in (listener, publisher):
+        thread.join(20)
+        assert not thread.is_alive()

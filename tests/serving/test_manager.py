@@ -756,10 +756,11 @@ def test_outcomes_are_reported_until_the_start_is_over_and_logged_then(caplog: p
     loader.errors[4] = BAD
     manager.aspire("m", folders(3, 4))
     assert manager.wait_for(lambda: not manager.is_untried("m"), LIMIT_S)
-    until(lambda: len(caplog.messages) == 3)
+    until(lambda: len(caplog.messages) == 4)
     assert len(heard) == 2
     assert sorted(caplog.messages) == [
         "m version 1 is being unloaded",
+        "m version 1 is unloaded",
         "m version 3 is available",
         "m version 4 cannot be loaded: it is broken",
     ]

@@ -23,6 +23,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import text_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import (
     get_model_status_pb2,
@@ -32,12 +33,16 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from servable.errors import AddressInUseError, InvalidArgumentError, StoreError
+from servable.errors import AddressInUseError, InvalidArgumentError, ProcessError, StoreError
+from servable.serving import options, supervisor
+from servable.serving.orders import END_LIMIT_S, GRACE_S, WORKER_END_LIMIT_S, CommandLine
+from servable.serving.supervisor import Supervisor
 from servable.store import Store
 
 LIMIT_S = 60.0
 METRICS = "/monitoring/prometheus/metrics"
 CELSIUS = b'{"instances": [[100.0]]}'
+STOPPING = "INFO servable.lifecycle: stopping: running requests have five seconds to finish"
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\dT\S+Z [A-Z]+ servable\.[a-z.]+: .*")
 
 
@@ -163,6 +168,11 @@ def running(tmp_path: Path, *words: Any) -> Iterator[Fleet]:
         yield fleet
 
 
+def logged(fleet: Fleet) -> list[str]:
+    """The lines of the log without their times."""
+    return [line.partition(" ")[2] for line in fleet.log.read_text().splitlines()]
+
+
 @pytest.fixture
 def copy(store: Store, tmp_path: Path) -> Store:
     """A store of its own with celsius version 1, to be changed."""
@@ -208,7 +218,7 @@ def test_the_start_is_announced_once_and_both_workers_answer(store: Store, tmp_p
                 assert sum(shares) == 40
                 assert min(shares) > 0
         assert fleet.end() == 0
-        assert fleet.log.read_text() == ""
+        assert logged(fleet) == [STOPPING]
 
 
 def connections(pid: int, port: int) -> int:
@@ -429,23 +439,183 @@ def test_counts_add_up_and_outlive_a_worker(store: Store, tmp_path: Path) -> Non
         assert set(fleet.numbers("servable_engine_info").values()) == {1.0}
 
 
-def test_a_worker_that_cannot_start_again_is_tried_again(copy: Store, tmp_path: Path) -> None:
-    with running(tmp_path, copy.root) as fleet:
-        model = copy.path("celsius") / "model.onnx"
-        good = model.read_bytes()
-        model.write_bytes(b"damaged")
+def test_a_worker_that_cannot_start_again_is_tried_again(store: Store, tmp_path: Path) -> None:
+    with running(tmp_path, store.root) as fleet:
+        file = tmp_path / "monitoring"
+        good = file.read_bytes()
+        file.write_bytes(b"damaged")
         os.kill(fleet.pids()[0], signal.SIGKILL)
         until(lambda: fleet.log.read_text().count("cannot start: ") == 2)
         assert fleet.ready() == 1
         assert fleet.http("/v1/models/celsius:predict", CELSIUS)[0] == 200
-        model.write_bytes(good)
+        file.write_bytes(good)
         until(lambda: fleet.ready() == 2)
         assert fleet.restarts() == 3
         log = fleet.log.read_text().splitlines()
         assert all(map(LOG_LINE.fullmatch, log))
-        assert "model.onnx is damaged" in log[1]
+        assert "not a MonitoringConfig" in log[1]
         assert [line.rpartition("started again ")[2] for line in log[:3]] == ["at once", "in 1 s", "in 2 s"]
         assert fleet.end() == 0
+
+
+def kill_both(fleet: Fleet) -> None:
+    """One after the other, so that only workers of later are left."""
+    before = fleet.pids()
+    killed: list[int] = []
+    while set(before) & set(fleet.pids()):
+        pid = next(pid for pid in fleet.pids() if pid in before)
+        restarts = fleet.restarts()
+        os.kill(pid, signal.SIGKILL)
+        killed.append(pid)
+        until(lambda pid=pid: not is_running(pid))  # type: ignore[misc]
+        until(lambda restarts=restarts: fleet.restarts() > restarts and fleet.ready() == 2)  # type: ignore[misc]
+    assert len(killed) == 2
+
+
+def test_a_worker_comes_back_without_what_cannot_be_loaded(copy: Store, tmp_path: Path) -> None:
+    shutil.copytree(copy.root / "celsius", copy.root / "other")
+    # The retries that the first start would wait for take minutes.
+    with running(tmp_path, copy.root, "--max_num_load_retries=5") as fleet:
+        assert served(fleet, "celsius", "other") == [ALL, ALL]
+        (copy.root / "other" / "1" / "model.onnx").write_bytes(b"damaged")
+        (copy.root / "empty" / "1").mkdir(parents=True)
+        until(lambda: states(fleet, "empty") != {})
+        kill_both(fleet)
+        assert served(fleet, "celsius", "other", "empty") == [ALL, NONE, NONE]
+        log = fleet.log.read_text()
+        for number in (1, 2):
+            assert re.search(rf"worker {number} \(.*\) does not serve empty version 1: ", log)
+            assert re.search(rf"worker {number} \(.*\) does not serve other version 1: .*model.onnx is damaged", log)
+        assert "cannot start" not in log
+        shutil.copy(copy.root / "celsius" / "1" / "model.onnx", copy.root / "other" / "1")
+        until(lambda: states(fleet, "other") == {1: "AVAILABLE"})
+        assert served(fleet, "celsius", "other") == [ALL, ALL]
+        assert fleet.end() == 0
+
+
+def test_a_worker_comes_back_without_the_version_of_a_label(copy: Store, tmp_path: Path) -> None:
+    add_version(copy, 2)
+    file = tmp_path / "models"
+    file.write_text(
+        f"""model_config_list {{ config {{
+            name: "celsius" base_path: "{copy.root / "celsius"}" model_platform: "tensorflow"
+            model_version_policy {{ all {{}} }}
+            version_labels {{ key: "canary" value: 2 }}
+        }} }}"""
+    )
+    with running(tmp_path, f"--model_config_file={file}") as fleet:
+        canary = "/v1/models/celsius/labels/canary:predict"
+        assert fleet.http(canary, CELSIUS)[0] == 200
+        shutil.rmtree(copy.root / "celsius" / "2")
+        until(lambda: states(fleet)[2] == "END")
+        kill_both(fleet)
+        assert served(fleet, "celsius") == [ALL]
+        assert {fleet.http(canary, CELSIUS)[0] for _ in range(16)} == {404}
+        add_version(copy, 2)
+        until(lambda: states(fleet).get(2) == "AVAILABLE")
+        assert {fleet.http(canary, CELSIUS)[0] for _ in range(16)} == {200}
+        assert "cannot start" not in fleet.log.read_text()
+
+
+def config_text(**models: Path) -> str:
+    """The same as `config`, for a file."""
+    return text_format.MessageToString(config(**models).config)
+
+
+def has_told(log: Path, number: int) -> bool:
+    """Whether a worker has found something wrong with the config file since it came back."""
+    text = log.read_text()
+    return text.rfind(f"(what is served stays as it is) worker={number}\n") > text.rfind(f"worker {number} (")
+
+
+@pytest.mark.parametrize("change", [False, True])
+def test_a_worker_comes_back_while_the_config_file_is_half_written(store: Store, tmp_path: Path, change: bool) -> None:
+    base = store.root / "celsius"
+    file = tmp_path / "models"
+    file.write_text(config_text(a=base))
+    words = ["--model_config_file_poll_wait_seconds=1"]
+    with running(tmp_path, f"--model_config_file={file}", *words) as fleet:
+        if change:  # what was taken last counts
+            file.write_text(config_text(b=base))
+            until(lambda: states(fleet, "b") == {1: "AVAILABLE"} and served(fleet, "a") == [NONE])
+        now, before = ("b", "a") if change else ("a", "b")
+        file.write_text(config_text(c=base)[:-10])
+        kill_both(fleet)
+        assert served(fleet, now, before) == [ALL, NONE]
+        until(lambda: has_told(fleet.log, 1) and has_told(fleet.log, 2))
+        assert served(fleet, now, before) == [ALL, NONE]
+        assert "cannot start" not in fleet.log.read_text()
+        file.write_text(config_text(c=base))
+        until(lambda: states(fleet, "c") == {1: "AVAILABLE"} and served(fleet, now, "c") == [NONE, ALL])
+
+
+def test_pauses_grow_but_not_for_ever() -> None:
+    assert [supervisor._pause_s(failures) for failures in (1, 2, 3, 4, 6, 7, 10_000)] == [0, 1, 2, 4, 16, 30, 30]
+
+
+class Scarce:
+    """The threads with one name cannot be started for a while."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.left, self.refused = 1, 0
+        start = threading.Thread.start
+
+        def scarcely(thread: threading.Thread) -> None:
+            if thread.name == name and self.left:
+                self.left, self.refused = self.left - 1, self.refused + 1
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", scarcely)
+
+
+def children() -> set[int]:
+    """The processes that this one has started, also those that nobody has waited for."""
+    found = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True, check=False)
+    return {int(pid) for pid in found.stdout.split() if Path(f"/proc/{pid}").exists()}
+
+
+def supervised(store: Store) -> Supervisor:
+    """Two workers of this process."""
+    own = {"host": "127.0.0.1", "runtime": "auto", "device": "cpu", "threads": 0, "access_log": False}
+    grpc_port, rest_port = free_ports()
+    given = {"port": grpc_port, "rest_api_port": rest_port}
+    plan = options.from_flags(given, own, store.root)
+    return Supervisor(2, CommandLine(given, own, store.root, "text"), plan.options)
+
+
+def test_without_a_thread_for_a_worker_there_is_no_start(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = children()
+    scarce = Scarce(monkeypatch, "link-2")
+    with pytest.raises(ProcessError, match="worker 2 cannot be started: can't start new thread"):
+        supervised(store)
+    assert scarce.refused == 1
+    assert children() <= before
+
+
+def test_without_a_thread_for_a_worker_it_is_started_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = children()
+    with supervised(store) as fleet:
+        scarce = Scarce(monkeypatch, "link-2")
+        fleet._workers[2].process.kill()
+        until(lambda: fleet._restarts == 2 and fleet._workers[2].ready_since is not None)
+        assert scarce.refused == 1
+        assert len(children() - before) == 2
+    assert "worker 2 cannot be started: can't start new thread; it is started again in 1 s" in caplog.text
+    assert children() <= before
+
+
+def test_lines_tell_which_worker_wrote_them(store: Store, tmp_path: Path) -> None:
+    with running(tmp_path, store.root, "--access-log", "--log-format=json") as fleet:
+        until(lambda: fleet.http("/v1/models/mlp")[0] == 200 and workers_in(fleet.log) >= {1, 2})
+        fleet.kill_one()
+    assert workers_in(fleet.log) == {None, 1, 2}  # the supervisor is none of them
+
+
+def workers_in(log: Path) -> set[int | None]:
+    return {json.loads(line).get("worker") for line in log.read_text().splitlines()}
 
 
 def test_a_worker_that_hangs_holds_up_no_page_and_no_status(store: Store, tmp_path: Path) -> None:
@@ -624,7 +794,7 @@ def test_running_requests_finish_before_the_end(store: Store, tmp_path: Path, nu
         assert any(end > asked for _, end, _ in before)
         assert [problem for _, _, problem in before if problem] == []
         assert not any(map(is_running, workers))
-        assert fleet.log.read_text() == ""
+        assert logged(fleet) == [STOPPING]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -646,6 +816,21 @@ def test_workers_end_with_a_supervisor_that_is_killed(store: Store, tmp_path: Pa
         fleet.process.wait(30)
         until(lambda: not any(map(is_running, workers)))
         assert fleet.log.read_text() == ""
+
+
+def test_the_end_is_over_before_docker_kills() -> None:
+    assert GRACE_S < WORKER_END_LIMIT_S < END_LIMIT_S < 9.5
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_does_not_hold_up_the_end_for_long(store: Store, tmp_path: Path) -> None:
+    with running(tmp_path, store.root) as fleet:
+        hung, _ = fleet.pids()
+        os.kill(hung, signal.SIGSTOP)
+        asked = time.monotonic()
+        assert fleet.end() == 0
+        assert END_LIMIT_S - 0.1 < time.monotonic() - asked < 10
+        assert not is_running(hung)
 
 
 def test_a_worker_that_is_told_to_end_is_replaced(store: Store, tmp_path: Path) -> None:
