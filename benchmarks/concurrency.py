@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 
 from . import metrics_page, servers
 from .load import CONNECTIONS, wrk
 from .machine import spread
+from .payloads import Payload
 from .servers import Servable
 from .throughput import GrpcLoad
 from .verdict import ratio
@@ -28,35 +29,18 @@ _SIZES = ":tensorflow:serving:batching_session:input_batch_size_count"
 
 def batching(bench: Workbench) -> None:
     """One image a request from 64 callers, with and without batching; server and load share two cores."""
-    payload = bench.payload("cnn")
-    os.sched_setaffinity(0, bench.place.both)
     parameters = bench.place.folder / "batching.config"
     parameters.write_text(_PARAMETERS)
-    with_batching = ("--enable_batching", f"--batching_parameters_file={parameters}")
-    print(
-        f"\nPredict of cnn, one image a request, {CALLERS} callers at a time; batching: {' '.join(_PARAMETERS.split())}"
-    )
+    on = ("--enable_batching", f"--batching_parameters_file={parameters}")
+    _title(f"; batching: {' '.join(_PARAMETERS.split())}")
     for runtime in ("tensorflow", "onnx"):
         with ExitStack() as stack:
-            run = partial(servers.servable, bench.place, bench.store, runtime, pinned=False)
-            off, on = stack.enter_context(run()), stack.enter_context(run(*with_batching))
-            grpc_off, grpc_on = (
-                GrpcLoad(bench, payload, server.address, server, streams=CALLERS // CONNECTIONS) for server in (off, on)
-            )
-            measures: dict[str, Callable[[], float]] = {
-                "REST, off": partial(_rest_rate, bench, off),
-                "REST, on": partial(_rest_rate, bench, on),
-                "gRPC, off": grpc_off.rate,
-                "gRPC, on": grpc_on.rate,
-            }
-            rates = bench.rounds(measures)
-            for name, values in rates.items():
-                print(f"  {runtime:11}{name:13}{spread(values, 'requests/s', digits=0)}")
-            page = metrics_page.fetch(on.rest_port)
+            started = _start(bench, stack, runtime, {"off": (), "on": on})
+            gains = _compare(bench, started, f"{runtime:11}")
+            page = metrics_page.fetch(started["on"].rest_port)
             size = metrics_page.total(page, _SIZES) / metrics_page.total(page, _RUNS)
             print(f"  {runtime:11}{size:.1f} requests a run with batching")
-        for transport in ("REST", "gRPC"):
-            gain = ratio(rates[f"{transport}, on"], rates[f"{transport}, off"])
+        for transport, gain in gains.items():
             what = f"cnn, {CALLERS} callers, {transport}, {runtime}: batching on / off"
             if runtime == "tensorflow":
                 bench.verdict.at_least(what, gain, BATCHING_LIMIT)
@@ -66,30 +50,47 @@ def batching(bench: Workbench) -> None:
 
 def workers(bench: Workbench) -> None:
     """The same without batching, one process against two; server and load share two cores."""
-    payload = bench.payload("cnn")
-    os.sched_setaffinity(0, bench.place.both)
-    print(f"\nPredict of cnn, one image a request, {CALLERS} callers at a time, by the number of workers")
+    _title(", by the number of workers")
     with ExitStack() as stack:
-        run = partial(servers.servable, bench.place, bench.store, "onnx", pinned=False)
-        one, two = stack.enter_context(run()), stack.enter_context(run("--workers=2"))
-        grpc_one, grpc_two = (
-            GrpcLoad(bench, payload, server.address, server, streams=CALLERS // CONNECTIONS) for server in (one, two)
-        )
-        measures: dict[str, Callable[[], float]] = {
-            "REST, 1": partial(_rest_rate, bench, one),
-            "REST, 2": partial(_rest_rate, bench, two),
-            "gRPC, 1": grpc_one.rate,
-            "gRPC, 2": grpc_two.rate,
-        }
-        rates = bench.rounds(measures)
-    for name, values in rates.items():
-        print(f"  {name:13}{spread(values, 'requests/s', digits=0)}")
-    for transport in ("REST", "gRPC"):
-        print(f"  {transport}, two workers / one: {ratio(rates[f'{transport}, 2'], rates[f'{transport}, 1']):.2f}")
+        started = _start(bench, stack, "onnx", {"1": (), "2": ("--workers=2",)})
+        gains = _compare(bench, started, "")
+    for transport, gain in gains.items():
+        print(f"  {transport}, two workers / one: {gain:.2f}")
 
 
-def _rest_rate(bench: Workbench, server: Servable) -> float:
+def _title(more: str) -> None:
+    print(f"\nPredict of cnn, one image a request, {CALLERS} callers at a time{more}")
+
+
+def _start(bench: Workbench, stack: ExitStack, runtime: str, flags: Mapping[str, Sequence[str]]) -> dict[str, Servable]:
+    """A server for each set of flags, all on both cores, where the load will be too."""
+    os.sched_setaffinity(0, bench.place.both)
+    return {
+        name: stack.enter_context(servers.servable(bench.place, bench.store, runtime, *words, pinned=False))
+        for name, words in flags.items()
+    }
+
+
+def _compare(bench: Workbench, started: Mapping[str, Servable], title: str) -> dict[str, float]:
+    """Measure two servers over REST and gRPC: how many times the first one's rate the second one has."""
     payload = bench.payload("cnn")
+    streams = CALLERS // CONNECTIONS
+    measures: dict[str, Callable[[], float]] = {
+        f"REST, {name}": partial(_rest_rate, bench, payload, server) for name, server in started.items()
+    }
+    for name, server in started.items():
+        measures[f"gRPC, {name}"] = GrpcLoad(bench, payload, server.address, server, streams=streams).rate
+    rates = bench.rounds(measures)
+    for name, values in rates.items():
+        print(f"  {title}{name:13}{spread(values, 'requests/s', digits=0)}")
+    first, second = started
+    return {
+        transport: ratio(rates[f"{transport}, {second}"], rates[f"{transport}, {first}"])
+        for transport in ("REST", "gRPC")
+    }
+
+
+def _rest_rate(bench: Workbench, payload: Payload, server: Servable) -> float:
     url = server.url("cnn")
     payload.ask_rest(url)
     rate = wrk(url, payload.json_file, bench.duration, connections=CALLERS).rate

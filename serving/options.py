@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -60,12 +60,18 @@ class Plan:
     warnings: list[str]
 
 
-def from_flags(given: Mapping[str, Any], own: Mapping[str, Any], store: Path | None) -> Plan:
+def from_flags(
+    given: Mapping[str, Any],
+    own: Mapping[str, Any],
+    store: Path | None,
+    configs: Sequence[ModelConfig] | None = None,
+) -> Plan:
     """The plan for a command line.
 
     ``given`` are the flags of tensorflow_model_server that were given, ``own`` servable's own options
-    by name (host, runtime, device, threads, access_log), ``store`` the STORE argument. Raises
-    `InvalidArgumentError` for what cannot be, with the original's text where it has one.
+    by name (host, runtime, device, threads, access_log), ``store`` the STORE argument. ``configs`` are
+    what the config file says, where that is known: it is not read then. Raises `InvalidArgumentError`
+    for what cannot be, with the original's text where it has one.
     """
     flags = {name: flag.default for name, flag in BY_NAME.items()} | dict(given)
     if store is not None and "rest_api_port" not in given:
@@ -106,14 +112,14 @@ def from_flags(given: Mapping[str, Any], own: Mapping[str, Any], store: Path | N
         check_method_names=flags["enable_signature_method_name_check"],
         access_log=own["access_log"],
     )
-    return Plan(options, _source(flags, store), _warnings(flags, given))
+    return Plan(options, _source(flags, store, configs), _warnings(flags, given))
 
 
-def _source(flags: Mapping[str, Any], store: Path | None) -> Source:
+def _source(flags: Mapping[str, Any], store: Path | None, configs: Sequence[ModelConfig] | None) -> Source:
     if store is not None:
         return StoreSource(Store(store))
     if flags["model_config_file"]:
-        return ConfigSource(model_config.read(Path(flags["model_config_file"])))
+        return ConfigSource(model_config.read(Path(flags["model_config_file"])) if configs is None else configs)
     name, base_path = flags["model_name"], flags["model_base_path"]
     if not name:
         raise InvalidArgumentError("the model has no name; give one with --model_name")

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from queue import SimpleQueue
 
 from .. import streams
@@ -21,7 +20,7 @@ from .core import Core
 from .fleet import Fleet
 from .link import Link
 from .options import Plan, ServerOptions
-from .orders import GRACE_S, WORKER_END_LIMIT_S, CommandLine, Config, Load, Start
+from .orders import GRACE_S, WORKER_END_LIMIT_S, Config, Load, Start
 from .server import Server
 from .sources import ConfigSource, Source
 
@@ -75,7 +74,9 @@ class Worker:
         logs.configure(load.command_line.log_format, worker=load.number)
         start = Start()
         with streams.silenced():
-            plan = _plan(load.command_line)
+            line = load.command_line
+            # The config file may be half-written just now.
+            plan = options.from_flags(line.given, line.own, line.store, load.from_file)
             given = _shared(plan.options, load)
             self._server = Server(_source(plan, load), given, start.note, start.warnings.append, self._fleet)
         return start
@@ -97,22 +98,10 @@ class Worker:
         return self._fleet.core
 
 
-def _plan(command_line: CommandLine) -> Plan:
-    """The plan for a command line. The config file is not read: it may be half-written just now."""
-    given = dict(command_line.given)
-    file = given.pop("model_config_file", "")
-    if not file:
-        return options.from_flags(given, command_line.own, command_line.store)
-    given |= {"model_name": "any", "model_base_path": "/"}  # something has to be served; the configuration says what
-    plan = options.from_flags(given, command_line.own, None)
-    core = replace(plan.options.core, model_config_file=Path(file))
-    return replace(plan, options=replace(plan.options, core=core))
-
-
 def _source(plan: Plan, load: Load) -> Source:
     if load.reloaded:
         return ConfigSource(model_config.parse(load.reloaded.message(), where=""))
-    return plan.source if load.from_file is None else ConfigSource(load.from_file)
+    return plan.source
 
 
 def _shared(given: ServerOptions, load: Load) -> ServerOptions:

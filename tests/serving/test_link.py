@@ -75,7 +75,7 @@ KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issu
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_error_arrives_as_it_was_raised(kind: type[ServableError]) -> None:
-    raised = kind("what", "package", "extra") if kind is errors.MissingExtraError else kind("it is so")  # type: ignore[call-arg]
+    raised = kind("what", "package", "extra") if kind is errors.MissingExtraError else kind("it is so")  # type: ignore[call-arg]  # three
 
     def fail() -> None:
         raise raised
