@@ -45,6 +45,14 @@ def process(serve: Serve) -> Iterator[Any]:
         yield process
 
 
+@pytest.fixture(scope="module")
+def narrow(serve: Serve) -> Iterator[Any]:
+    """A server of few threads: each keeps memory for itself, and all of them shall have done so soon."""
+    with serve("--grpc_max_threads=1", "--rest_api_num_threads=1") as process:
+        check_answers(process)
+        yield process
+
+
 def post(process: Any, content: bytes, path: str = PREDICT) -> httpx.Response:
     url = f"http://127.0.0.1:{process.rest_port}{path}"
     return httpx.post(url, content=content, trust_env=False, timeout=LIMIT_S)
@@ -211,28 +219,28 @@ ROUNDS = 8
 PICTURES = (np.arange(10 * 28 * 28) % 509 / 512).astype(np.float32).reshape(10, 28, 28, 1)
 
 
-def test_64_mib_over_rest(process: Any) -> None:
+def test_64_mib_over_rest(narrow: Any) -> None:
     texts = [json.dumps(picture.tolist()) for picture in PICTURES]
     times = LARGE // sum(map(len, texts)) + 1
     body = b'{"instances": [%b]}' % ", ".join(texts * times).encode()
     assert len(body) > LARGE
     held = []
     for _ in range(ROUNDS):
-        response = post(process, body, "/v1/models/mlp:predict")
+        response = post(narrow, body, "/v1/models/mlp:predict")
         assert response.status_code == 200
-        check_probabilities(process, np.array(response.json()["predictions"]), times)
-        held.append(process.resident_bytes())
+        check_probabilities(narrow, np.array(response.json()["predictions"]), times)
+        held.append(narrow.resident_bytes())
     check_memory_comes_back(held)
 
 
-def test_64_mib_over_grpc(process: Any) -> None:
+def test_64_mib_over_grpc(narrow: Any) -> None:
     times = LARGE // PICTURES.nbytes + 1
     request = predict_request("mlp", image=np.tile(PICTURES, (times, 1, 1, 1)))
     held = []
     for _ in range(ROUNDS):
-        answer = messages.PredictResponse.FromString(rpc(process, f"{PREDICTION}/Predict", request))
-        check_probabilities(process, tensors.decode(answer.outputs["probabilities"]), times)
-        held.append(process.resident_bytes())
+        answer = messages.PredictResponse.FromString(rpc(narrow, f"{PREDICTION}/Predict", request))
+        check_probabilities(narrow, tensors.decode(answer.outputs["probabilities"]), times)
+        held.append(narrow.resident_bytes())
     check_memory_comes_back(held)
 
 
