@@ -19,7 +19,7 @@ from .signature import PREDICT_METHOD, Shape, Signature, TensorSpec
 FILE_NAME = "servable.json"
 SCHEMA_VERSION = 1
 
-SavedModelFiles = ("saved_model.pb", "fingerprint.pb", "variables", "assets")
+SavedModelFiles = ("saved_model.pb", "saved_model.pbtxt", "fingerprint.pb", "variables", "assets")
 
 _T = TypeVar("_T")
 
@@ -57,12 +57,23 @@ class Derivation:
 
 
 @dataclass(frozen=True)
+class OutputError:
+    """How far one output is from the source's: absolute differences, and the range of the source's answers."""
+
+    max_abs_error: float
+    mean_abs_error: float
+    source_min: float
+    source_max: float
+
+
+@dataclass(frozen=True)
 class Evidence:
     """How far an artifact is from its source model for one signature.
 
-    Errors are absolute differences over all outputs and ``samples`` rows of ``data``;
-    ``criterion`` says in words what had to hold and ``passed`` whether it did. ``top1_agreement`` is
-    a share in [0, 1] and None where the task has no classes.
+    Errors are absolute differences over all outputs and ``samples`` rows of ``data``, and in
+    ``outputs`` for each numeric output by itself; ``criterion`` says in words what had to hold and
+    ``passed`` whether it did. ``top1_agreement`` is a share in [0, 1] and None where the task has no
+    classes. ``worst_samples`` are the rows that are furthest off, the furthest first.
     """
 
     data: str
@@ -75,11 +86,34 @@ class Evidence:
     metric: str | None = None
     metric_value: float | None = None
     metric_source_value: float | None = None
+    outputs: Mapping[str, OutputError] = field(default_factory=dict)
+    worst_samples: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Absent:
+    """An artifact that the version does not have, and why.
+
+    ``failed`` is False where the format cannot hold such a model, and True where its conversion failed.
+    """
+
+    format: str
+    quantization: str
+    reason: str
+    failed: bool = False
+
+    @property
+    def label(self) -> str:
+        """A short name such as ``tflite int8``."""
+        return _label(self.format, self.quantization)
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One file or folder of a version: what it is, how large, and how close to the source."""
+    """One file or folder of a version: what it is, how large, and how close to the source.
+
+    ``batch`` is ``dynamic``, or the one number of rows that the file takes at a time.
+    """
 
     format: str
     quantization: str
@@ -95,7 +129,7 @@ class Artifact:
     @property
     def label(self) -> str:
         """A short name such as ``tflite int8``; just the format where it is float32."""
-        return self.format if self.quantization == "float32" else f"{self.format} {self.quantization}"
+        return _label(self.format, self.quantization)
 
     def proves(self, signature: str) -> bool:
         """Whether measured evidence shows parity with the source model for this signature."""
@@ -118,6 +152,7 @@ class Manifest:
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
     derivations: Mapping[str, Derivation] = field(default_factory=dict)
+    absent: tuple[Absent, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def artifact(self, format: str, quantization: str = "float32") -> Artifact | None:
@@ -226,6 +261,9 @@ def parse(value: Any, where: str = FILE_NAME) -> Manifest:
         labels=fields.strings("labels", []),
         preprocessing=_parse_preprocessing(preprocessing, f"{where}: preprocessing") if preprocessing else None,
         derivations=fields.mapping("derivations", _parse_derivation, {}),
+        absent=tuple(
+            _parse_absent(item, f"{where}: absent[{i}]") for i, item in enumerate(fields.take("absent", list, []))
+        ),
         extra=fields.rest,
     )
 
@@ -303,6 +341,29 @@ def _parse_evidence(value: Any, where: str) -> Evidence:
         metric=fields.take("metric", str, None),
         metric_value=fields.take("metric_value", number, None),
         metric_source_value=fields.take("metric_source_value", number, None),
+        outputs=fields.mapping("outputs", _parse_output_error, {}),
+        worst_samples=tuple(fields.take("worst_samples", list, [])),
+    )
+
+
+def _parse_output_error(value: Any, where: str) -> OutputError:
+    fields = _Fields(value, where)
+    number = (int, float)
+    return OutputError(
+        max_abs_error=fields.take("max_abs_error", number),
+        mean_abs_error=fields.take("mean_abs_error", number),
+        source_min=fields.take("source_min", number),
+        source_max=fields.take("source_max", number),
+    )
+
+
+def _parse_absent(value: Any, where: str) -> Absent:
+    fields = _Fields(value, where)
+    return Absent(
+        format=fields.take("format", str),
+        quantization=fields.take("quantization", str),
+        reason=fields.take("reason", str),
+        failed=fields.take("failed", bool, default=False),
     )
 
 
@@ -322,6 +383,10 @@ def _parse_artifact(value: Any, where: str) -> Artifact:
     )
 
 
+def _label(format: str, quantization: str) -> str:
+    return format if quantization == "float32" else f"{format} {quantization}"
+
+
 def _present(pairs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in pairs.items() if value is not None}
 
@@ -339,6 +404,11 @@ def _signature_to_dict(signature: Signature) -> dict[str, Any]:
     }
 
 
+def _evidence_to_dict(evidence: Evidence) -> dict[str, Any]:
+    outputs = {name: vars(error) for name, error in evidence.outputs.items()}
+    return _present({**vars(evidence), "outputs": outputs, "worst_samples": list(evidence.worst_samples)})
+
+
 def _artifact_to_dict(artifact: Artifact) -> dict[str, Any]:
     return {
         "format": artifact.format,
@@ -349,7 +419,7 @@ def _artifact_to_dict(artifact: Artifact) -> dict[str, Any]:
         "signatures": list(artifact.signatures),
         "batch": artifact.batch,
         **_present({"opset": artifact.opset}),
-        "evidence": {name: _present(vars(evidence)) for name, evidence in artifact.evidence.items()},
+        "evidence": {name: _evidence_to_dict(evidence) for name, evidence in artifact.evidence.items()},
         **artifact.extra,
     }
 
@@ -372,6 +442,7 @@ def _manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
         "labels": list(manifest.labels),
         "preprocessing": vars(preprocessing) if preprocessing else None,
         "artifacts": [_artifact_to_dict(artifact) for artifact in manifest.artifacts],
+        "absent": [vars(absent) for absent in manifest.absent],
         **manifest.extra,
     }
 

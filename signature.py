@@ -24,13 +24,15 @@ class TensorSpec:
     """Name, dtype and shape of one input or output.
 
     ``tensor_name`` is what the file itself calls the tensor (``serving_default_image:0`` in a
-    SavedModel) and is empty where the two names are the same.
+    SavedModel) and is empty where the two names are the same. ``quantization`` is the scale and zero
+    point of a tensor of integers that stand for real numbers: ``real = (stored - zero_point) * scale``.
     """
 
     name: str
     dtype: str
     shape: Shape
     tensor_name: str = ""
+    quantization: tuple[float, int] | None = None
 
     def accepts_shape(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of this concrete shape fits.

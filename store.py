@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import NotFoundError, ResourceExhaustedError, StoreError, nearest
+from .errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError, StoreError, nearest
 from .manifest import FILE_NAME, Manifest
 
 try:
@@ -148,16 +148,25 @@ class Store:
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
                 lock.unlink(missing_ok=True)
 
-    def publish(self, staged: Path, manifest: Manifest) -> tuple[Path, Manifest]:
-        """Rename a finished folder to the model's next version number.
+    def check_free(self, model: str, version: int) -> None:
+        """Raise `AlreadyExistsError` if the model has this version."""
+        if (self.root / model / str(version)).exists():
+            raise AlreadyExistsError(
+                f"{self.root / model / str(version)} exists already, and a published version is never changed; "
+                "give another number, or none for the next one"
+            )
+
+    def publish(self, staged: Path, manifest: Manifest, number: int | None = None) -> tuple[Path, Manifest]:
+        """Rename a finished folder to a version number, the model's next one where none is given.
 
         Returns the version's folder and the manifest as published. Of exports that run at the same
         time, each gets a number of its own: a rename onto a taken number fails and the next is tried.
+        Raises `AlreadyExistsError` if the given number is taken.
         """
         model_folder = self.root / manifest.model
         model_folder.mkdir(parents=True, exist_ok=True)
         staged.chmod(0o755)  # private until now; a server may run as another user
-        version = (self.versions(manifest.model) or [0])[-1] + 1
+        version = number or (self.versions(manifest.model) or [0])[-1] + 1
         while True:
             manifest = manifest.with_version(version)
             (staged / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
@@ -166,6 +175,9 @@ class Store:
                 staged.rename(target)
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise
+                if number:
+                    self.check_free(manifest.model, number)
                     raise
                 version += 1
             else:

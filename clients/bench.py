@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from .. import metrics, runtimes
 from ..errors import InvalidArgumentError, MissingExtraError
 from ..manifest import Artifact, Manifest
 from ..runtimes import Runtime, RuntimeOptions
-from ..signature import DEFAULT_SIGNATURE
+from ..signature import Signature
+from ..twin import Arrays, Twin
 
 WARMUP_RUNS = 20
 ACCURACY_BATCH = 125
 ONE_THREAD = RuntimeOptions(threads=1)
+
+Run = Callable[[Arrays], Arrays]
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,13 @@ def _bench_artifact(
     started = time.perf_counter_ns()
     with runtimes.load(path, ONE_THREAD) as runtime:
         init_ns = time.perf_counter_ns() - started
-        (spec,) = manifest.signatures[DEFAULT_SIGNATURE].inputs.values()
-        if data is None:
-            rows = np.zeros((1, *(size or 1 for size in (spec.shape or ())[1:])), spec.dtype)
-        else:
-            rows = data.inputs
-        times = sorted(_time_runs(runtime, spec.name, rows, duration_s))
-        value = _measure(runtime, spec.name, data) if data else None
+        base = artifact.signatures[0]
+        signature = manifest.signatures[base]
+        run = runtime.run if _is_plain(runtime, artifact, signature) else Twin(manifest, runtime, artifact).run
+        (name, *_) = signature.inputs
+        rows = {name: data.inputs} if data else _zeros(signature)
+        times = sorted(_time_runs(partial(run, base), rows, duration_s))
+        value = _measure(partial(run, base), name, data) if data else None
         return BenchResult(
             artifact=artifact.label,
             runtime=runtime.name,
@@ -114,23 +118,44 @@ def _bench_artifact(
         )
 
 
-def _time_runs(runtime: Runtime, name: str, rows: NDArray[Any], duration_s: float) -> list[float]:
-    samples = [{name: rows[i : i + 1]} for i in range(min(len(rows), 100))]
+def _is_plain(runtime: Runtime, artifact: Artifact, signature: Signature) -> bool:
+    """Whether the file can be asked as it is: by the signature's name, dtypes and any number of rows."""
+    own = runtime.signatures.get(signature.name)
+    return (
+        own is not None
+        and artifact.batch == "dynamic"
+        and all(spec.dtype == own.inputs[name].dtype for name, spec in signature.inputs.items())
+        and all(spec.dtype == own.outputs[name].dtype for name, spec in signature.outputs.items())
+    )
+
+
+def _zeros(signature: Signature) -> dict[str, NDArray[Any]]:
+    """One row of zeros, or of empty strings, for each input; free dimensions are 1."""
+    rows = {}
+    for name, spec in signature.inputs.items():
+        shape = (1, *(size or 1 for size in (spec.shape or ())[1:]))
+        rows[name] = np.full(shape, b"", object) if spec.dtype == "string" else np.zeros(shape, spec.dtype)
+    return rows
+
+
+def _time_runs(run: Run, rows: Arrays, duration_s: float) -> list[float]:
+    count = min(len(next(iter(rows.values()))), 100)
+    samples = [{name: array[i : i + 1] for name, array in rows.items()} for i in range(count)]
     for i in range(WARMUP_RUNS):
-        runtime.run(DEFAULT_SIGNATURE, samples[i % len(samples)])
+        run(samples[i % count])
     times: list[float] = []
     end = time.perf_counter() + duration_s
     while time.perf_counter() < end:
-        sample = samples[len(times) % len(samples)]
+        sample = samples[len(times) % count]
         started = time.perf_counter_ns()
-        runtime.run(DEFAULT_SIGNATURE, sample)
+        run(sample)
         times.append((time.perf_counter_ns() - started) / 1e6)
     return times
 
 
-def _measure(runtime: Runtime, name: str, data: LabelledData) -> float:
+def _measure(run: Run, name: str, data: LabelledData) -> float:
     parts = [
-        next(iter(runtime.run(DEFAULT_SIGNATURE, {name: data.inputs[i : i + ACCURACY_BATCH]}).values()))
+        next(iter(run({name: data.inputs[i : i + ACCURACY_BATCH]}).values()))
         for i in range(0, len(data.inputs), ACCURACY_BATCH)
     ]
     return metrics.compute(data.metric, np.concatenate(parts), data.targets)

@@ -23,11 +23,13 @@ _PREFERRED = (("onnx", "onnxruntime"), ("tflite", "ai_edge_litert.interpreter"),
 class LocalClient(Client):
     """One artifact; a manifest beside it adds the labels, the preprocessing and the derived signatures."""
 
-    def __init__(self, target: str, runtime: Runtime, manifest: Manifest | None) -> None:
+    def __init__(
+        self, target: str, runtime: Runtime, manifest: Manifest | None, artifact: Artifact | None = None
+    ) -> None:
         super().__init__(target)
         self._runtime = runtime
         self._manifest = manifest
-        self._twin = Twin(manifest, runtime) if manifest else None
+        self._twin = Twin(manifest, runtime, artifact) if manifest else None
 
     @classmethod
     def open(cls, path: Path, *, threads: int = 0) -> LocalClient:
@@ -46,12 +48,13 @@ class LocalClient(Client):
             path = _newest_version(path)
         folder = path if path.is_dir() else path.parent
         manifest = Manifest.read(folder) if (folder / FILE_NAME).is_file() else None
+        artifact = None
         if manifest:
             artifact = _choose(folder, manifest) if path.is_dir() else _described(path, manifest)
             if artifact:
                 manifest.check_artifact(folder, artifact)
                 path = folder / artifact.path
-        return cls(str(path), runtimes.load(path, runtimes.RuntimeOptions(threads=threads)), manifest)
+        return cls(str(path), runtimes.load(path, runtimes.RuntimeOptions(threads=threads)), manifest, artifact)
 
     def _run(self, signature: Signature, inputs: Arrays, outputs: Sequence[str], timeout_s: float) -> Arrays:
         return (self._twin or self._runtime).run(signature.name, inputs, outputs)

@@ -144,7 +144,9 @@ def _spec(name: str, details: Mapping[str, Any]) -> TensorSpec:
     sizes = details["shape_signature"] if len(details["shape_signature"]) else details["shape"]
     shape = tuple(None if size < 0 else int(size) for size in sizes)
     dtype = "string" if details["dtype"] in (np.bytes_, np.object_) else np.dtype(details["dtype"]).name
-    return TensorSpec(name, dtype, shape, tensor_name=details["name"])
+    scale, zero_point = details["quantization"]
+    quantization = (float(scale), int(zero_point)) if scale else None
+    return TensorSpec(name, dtype, shape, tensor_name=details["name"], quantization=quantization)
 
 
 def _first_line(error: Exception) -> str:

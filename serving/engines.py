@@ -163,7 +163,8 @@ def _load_twins(folder: Path, manifest: Manifest | None, options: LoadOptions, l
             reasons.append(str(error))
             continue
         manifest.check_artifact(folder, artifact)
-        twin = Twin(manifest, runtimes.load(folder / artifact.path, _runtime_options(kind, options)))
+        runtime = runtimes.load(folder / artifact.path, _runtime_options(kind, options))
+        twin = Twin(manifest, runtime, artifact)
         loaded.backends[kind] = twin
         for name in twin.signatures():
             if artifact.proves(name) and name in loaded.signature_defs:

@@ -65,10 +65,20 @@ def document() -> dict[str, Any]:
                         "metric": "accuracy",
                         "metric_value": 0.9,
                         "metric_source_value": 0.91,
+                        "outputs": {
+                            "probabilities": {
+                                "max_abs_error": 0.5,
+                                "mean_abs_error": 0.25,
+                                "source_min": 0,
+                                "source_max": 1,
+                            }
+                        },
+                        "worst_samples": [7, 3],
                     }
                 },
             }
         ],
+        "absent": [{"format": "tflite", "quantization": "int8", "reason": "it has a loop", "failed": False}],
     }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 
 from servable import runtimes
 from servable.errors import ImageError, InputError, InternalError, NotFoundError
-from servable.manifest import Manifest
+from servable.manifest import Artifact, Manifest
 from servable.models.samples import sample_pictures
-from servable.runtimes import Runtime
-from servable.signature import DEFAULT_SIGNATURE
+from servable.runtimes import Runtime, RuntimeOptions
+from servable.runtimes.base import DEFAULT_OPTIONS
+from servable.signature import DEFAULT_SIGNATURE, Signature, TensorSpec
 from servable.store import Store
 from servable.twin import Twin
 from servable.wire import examples
@@ -187,8 +189,6 @@ def test_empty_batch(pairs: dict[str, tuple[Twin, Runtime]]) -> None:
 
 
 def test_manifest_without_preprocessing_is_our_fault(store: Store, pairs: dict[str, tuple[Twin, Runtime]]) -> None:
-    from dataclasses import replace
-
     manifest = replace(Manifest.read(store.path("cnn")), preprocessing=None)
     twin = Twin(manifest, pairs["cnn"][0].runtime)
     with pytest.raises(InternalError, match="'cnn' does not say how pictures are prepared"):
@@ -214,3 +214,67 @@ print([name for name in sys.modules if name.split(".")[0] in ("tensorflow", "ker
         [sys.executable, "-c", code, str(store.path("cnn")), str(picture)], check=False, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+
+
+class Doubler(Runtime):
+    """Answers twice its input, in whatever dtype and number of rows it was made for."""
+
+    name = "test"
+
+    def __init__(self, given: TensorSpec, answered: TensorSpec, signature: str = DEFAULT_SIGNATURE) -> None:
+        self.signatures = {signature: Signature({"x": given}, {"y": answered}, name=signature)}
+        self.seen: list[NDArray[Any]] = []
+
+    @classmethod
+    def load(cls, path: Path, options: RuntimeOptions = DEFAULT_OPTIONS) -> Doubler:
+        raise NotImplementedError
+
+    def run(
+        self, signature: str, inputs: Mapping[str, NDArray[Any]], outputs: Sequence[str] = ()
+    ) -> dict[str, NDArray[Any]]:
+        spec = self._signature(signature).inputs["x"]
+        assert inputs["x"].dtype == spec.dtype
+        assert spec.accepts_shape(inputs["x"].shape)
+        self.seen.append(inputs["x"])
+        return {"y": inputs["x"] * np.asarray(2, spec.dtype)}
+
+    def close(self) -> None:
+        """There is nothing to free."""
+
+
+def described(store: Store, signature: str = DEFAULT_SIGNATURE, batch: str = "dynamic") -> tuple[Manifest, Artifact]:
+    promised = Signature(
+        {"x": TensorSpec("x", "float32", (None, 2))}, {"y": TensorSpec("y", "float32", (None, 2))}, name=signature
+    )
+    manifest = replace(Manifest.read(store.path("celsius")), signatures={signature: promised}, derivations={})
+    return manifest, replace(manifest.artifacts[0], signatures=(signature,), batch=batch)
+
+
+def test_integers_stand_for_real_numbers(store: Store) -> None:
+    stored = TensorSpec("x", "int8", (None, 2), quantization=(0.5, -10))
+    runtime = Doubler(stored, TensorSpec("y", "int8", (None, 2), quantization=(0.25, 0)))
+    manifest, artifact = described(store)
+    twin = Twin(manifest, runtime, artifact)
+    got = twin.run(DEFAULT_SIGNATURE, {"x": np.array([[5.0, 9.9], [-100.0, 100.0]], np.float32)})["y"]
+    # 5.0 / 0.5 - 10 = 0; 9.9 / 0.5 - 10 = 9.8, so 10; what is out of range is clipped to -128 and 127.
+    assert runtime.seen[0].tolist() == [[0, 10], [-128, 127]]
+    assert got.dtype == np.float32
+    assert got.tolist() == [[0.0, 5.0], [0.0, -0.5]]  # the doubled extremes wrap around in the fake
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3, 4, 7])
+def test_a_file_of_a_fixed_batch_is_fed_in_parts(store: Store, rows: int) -> None:
+    runtime = Doubler(TensorSpec("x", "float32", (3, 2)), TensorSpec("y", "float32", (3, 2)))
+    manifest, artifact = described(store, batch="3")
+    batch = np.arange(rows * 2, dtype=np.float32).reshape(rows, 2)
+    got = Twin(manifest, runtime, artifact).run(DEFAULT_SIGNATURE, {"x": batch})["y"]
+    np.testing.assert_array_equal(got, batch * 2)
+    assert len(runtime.seen) == max(1, -(-rows // 3))
+
+
+def test_the_only_graph_of_a_file_answers_the_signature_that_it_was_made_of(store: Store) -> None:
+    spec = TensorSpec("x", "float32", (None, 2))
+    manifest, artifact = described(store, signature="score")
+    twin = Twin(manifest, Doubler(spec, TensorSpec("y", "float32", (None, 2))), artifact)
+    assert twin.signatures() == ["score"]
+    assert twin.run("score", {"x": np.ones((1, 2), np.float32)})["y"].tolist() == [[2.0, 2.0]]
