@@ -11,19 +11,23 @@ from .errors import MissingExtraError
 
 EXTRA_OF = {
     "ai_edge_litert.interpreter": "edge",
+    "flatbuffers": "export",
     "google_crc32c": "serve",
     "grpc_health.v1.health": "serve",
     "grpc_health.v1.health_pb2": "serve",
     "grpc_health.v1.health_pb2_grpc": "serve",
     "grpc_reflection.v1alpha.reflection": "serve",
     "grpc_reflection.v1alpha.reflection_pb2": "serve",
+    "h5py": "export",
     "httptools": "serve",
     "keras": "export",
     "matplotlib": "export",
     "onnx": "export",
     "onnxruntime": "serve",
     "tensorflow": "export",
+    "tensorflow_hub": "export",
     "tf2onnx": "export",
+    "tf_keras": "export",
 }
 
 # Packages that are not called as what they install.

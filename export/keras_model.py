@@ -1,0 +1,218 @@
+"""Keras models, of Keras 3 and of tf_keras (Keras 2), as sources of an export."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import extras
+from ..errors import ExportError
+from ..signature import Signature, TensorSpec
+from . import naming
+from .source_model import Arrays, TracedModel, first_line
+from .structure import leaves, rebuild
+
+PREDICT_ROWS = 250
+# A longer loop stays one: unrolled, each step is a copy of the cell in the file.
+MAX_UNROLLED_STEPS = 256
+
+
+class KerasModel(TracedModel):
+    """A ``keras.Model`` or ``tf_keras.Model``: Sequential, Functional, or subclassed and built."""
+
+    def __init__(self, model: Any, signature: Signature) -> None:
+        """``signature`` names the model's inputs and outputs, in the order of `structure.leaves`."""
+        self.model = model
+        self.signature = signature
+        self.kind = "tf_keras" if _is_tf_keras(model) else "keras"
+        self.parameters = int(model.count_params())
+        self.recurrent = bool(self._recurrent_layers())
+        sizes = [layer.input_dim for layer in model._flatten_layers() if hasattr(layer, "input_dim")]
+        self.vocabulary = min((size for size in sizes if size), default=self.vocabulary)
+        self._structure = _input_structure(model)
+
+    @classmethod
+    def of(cls, model: Any, inputs: Sequence[str] = (), outputs: Sequence[str] = ()) -> KerasModel:
+        """Find out the signature of any built Keras model; ``inputs`` and ``outputs`` are names to give.
+
+        Inputs and outputs that nobody named get names that mean something (`naming`). Raises
+        `ExportError` for what is no model, for one that was never built and for one that cannot be
+        traced, and `InvalidArgumentError` for names that do not fit.
+        """
+        if not callable(getattr(model, "count_params", None)) or not hasattr(model, "predict"):
+            raise ExportError(f"a {type(model).__module__}.{type(model).__qualname__} is no Keras model")
+        if not model.built:
+            raise ExportError(
+                f"the model {model.name!r} was never built, so nothing says what it takes: call it once on a batch of "
+                "its inputs before it is saved or returned"
+            )
+        specs = [_spec(path, leaf) for path, leaf in leaves(_input_structure(model))]
+        names = naming.input_names(specs, inputs)
+        taken = {name: replace(spec, name=name) for name, spec in zip(names, specs, strict=True)}
+        answers = cls(model, Signature(taken, {}))._trace()
+        found = naming.output_names(_output_names(model, [path for path, _ in answers]), outputs)
+        given = {name: _spec(name, leaf) for name, (_, leaf) in zip(found, answers, strict=True)}
+        return cls(model, Signature(taken, {name: replace(spec, name=name) for name, spec in given.items()}))
+
+    def call(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        with self._inferred_batch():
+            found = [leaf for _, leaf in leaves(self._answer([tensors[name] for name in self.signature.inputs]))]
+        return dict(zip(self.signature.outputs, found, strict=True))
+
+    @contextmanager
+    def _inferred_batch(self) -> Iterator[None]:
+        """While this is entered, Flatten leaves the batch to the reshape.
+
+        Keras 3 computes it from the input's shape: four operations that XNNPACK does not take, and
+        that cost TensorFlow as much as a small layer.
+        """
+        flat = [layer for layer in self.model._flatten_layers() if _flattens(layer)]
+        try:
+            for layer in flat:
+                layer.call = partial(_flatten, layer.compute_output_shape)
+            yield
+        finally:
+            for layer in flat:
+                del layer.call
+
+    def _answer(self, tensors: Sequence[Any]) -> Any:
+        return self.model(rebuild(self._structure, iter(tensors)), training=False)
+
+    def _trace(self) -> list[tuple[str, Any]]:
+        """Paths and TensorSpecs of the outputs."""
+        tf = extras.load("tensorflow", "exporting a model")
+        specs = [tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in self.signature.inputs.items()]
+        function = tf.function(lambda *tensors: self._answer(tensors), input_signature=specs, autograph=False)
+        try:
+            answers = leaves(function.get_concrete_function().structured_outputs)
+        except Exception as error:  # a model's own code raises every kind
+            raise ExportError(f"the model {self.model.name!r} cannot be traced: {first_line(error)}") from error
+        if not answers or not all(isinstance(leaf, tf.Tensor | tf.TensorSpec) for _, leaf in answers):
+            raise ExportError(f"the model {self.model.name!r} answers something other than dense tensors")
+        return answers
+
+    def predict(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        tf = extras.load("tensorflow", "running a Keras model")
+        tensors = [tf.constant(inputs[name], spec.dtype) for name, spec in self.signature.inputs.items()]
+        try:
+            answers = self.model.predict(rebuild(self._structure, iter(tensors)), batch_size=PREDICT_ROWS, verbose=0)
+        except Exception as error:  # a model's own code raises every kind
+            raise ExportError(f"the model {self.model.name!r} fails on its data: {first_line(error)}") from error
+        arrays = [np.asarray(leaf) for _, leaf in leaves(answers)]
+        return dict(zip(self.signature.outputs, arrays, strict=True))
+
+    def describe(self) -> dict[str, Any]:
+        """The digest is SHA-256 over the bytes of each weight array, in the order of ``get_weights``."""
+        digest = hashlib.sha256()
+        for array in self.model.get_weights():
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return {
+            "kind": self.kind,
+            "class": f"{type(self.model).__module__}.{type(self.model).__qualname__}".replace(".src", ""),
+            "parameters": self.parameters,
+            "sha256": digest.hexdigest(),
+        }
+
+    @property
+    def tracked(self) -> Sequence[Any]:
+        # Not the model itself: a SavedModel would hold the functions of all its layers.
+        tf = extras.load("tensorflow", "exporting a model")
+        resource = tf.saved_model.experimental.TrackableResource
+        found = [item for item in tf.train.TrackableView(self.model).descendants() if isinstance(item, resource)]
+        found += [item if isinstance(item, tf.Variable) else item.value for item in self.model.variables]
+        return found
+
+    @property
+    def loops(self) -> bool:
+        """Whether there are recurrent layers, and all have a known and bearable number of steps."""
+        return self.recurrent and all(0 < _steps(layer) <= MAX_UNROLLED_STEPS for layer in self._recurrent_layers())
+
+    def _recurrent_layers(self) -> list[Any]:
+        return [layer for layer in self.model._flatten_layers() if isinstance(getattr(layer, "unroll", None), bool)]
+
+    @contextmanager
+    def unrolled(self) -> Iterator[None]:
+        changes = [(layer, "unroll", True) for layer in self._recurrent_layers()]
+        # The LSTM and GRU of Keras 2 look at this one first, and would take a loop all the same.
+        gpu = "_could_use_gpu_kernel"
+        changes += [(layer, gpu, False) for layer, _, _ in changes if hasattr(layer, gpu)]
+        before = [(layer, name, getattr(layer, name)) for layer, name, _ in changes]
+        try:
+            for layer, name, value in changes:
+                setattr(layer, name, value)
+            yield
+        finally:
+            for layer, name, value in before:
+                setattr(layer, name, value)
+
+
+def _is_tf_keras(model: Any) -> bool:
+    return any(base.__module__.startswith("tf_keras.") for base in type(model).__mro__)
+
+
+def _flattens(layer: Any) -> bool:
+    """Whether this is Keras 3's own Flatten, which keeps the order of the values."""
+    is_own = type(layer).__name__ == "Flatten" and type(layer).__module__.startswith("keras.")
+    return is_own and layer.data_format == "channels_last"
+
+
+def _flatten(output_shape: Callable[[Any], Sequence[int | None]], inputs: Any) -> Any:
+    tf = extras.load("tensorflow", "exporting a model")
+    (_, size) = output_shape(tuple(inputs.shape))
+    return tf.reshape(inputs, (-1, size)) if size else tf.reshape(inputs, (tf.shape(inputs)[0], -1))
+
+
+def _steps(layer: Any) -> int:
+    """Time steps of a recurrent layer, 0 where they are not known."""
+    shape = list((layer.get_build_config() or {}).get("input_shape") or [])
+    return int(shape[1] or 0) if len(shape) > 2 else 0
+
+
+def _input_structure(model: Any) -> Any:
+    """What the model takes, nested as it takes it; the leaves have a shape, a dtype and mostly a name."""
+    known = getattr(model, "inputs", None)
+    if known:
+        return getattr(model, "input", known[0])  # a Sequential has no structure: one tensor
+    if _is_tf_keras(model) and model.save_spec():
+        positional, _ = model.save_spec()
+        return positional[0]
+    # Loaded from a .keras file, or of Keras 3: only the shapes are known.
+    return _shaped(model, (model.get_build_config() or {}).get("input_shape", []))
+
+
+def _shaped(model: Any, shape: Any) -> Any:
+    """The shapes that a subclassed model was built with, as leaves of any batch."""
+    if isinstance(shape, dict):
+        return {key: _shaped(model, child) for key, child in shape.items()}
+    if shape and all(size is None or isinstance(size, int) for size in shape):
+        dtype = model.compute_dtype if _is_tf_keras(model) else model.input_dtype
+        return TensorSpec("", str(dtype), (None, *shape[1:]))
+    return [_shaped(model, child) for child in shape]
+
+
+def _spec(path: str, leaf: Any) -> TensorSpec:
+    """A `TensorSpec` of what Keras or TensorFlow describe a tensor with; the batch is left open."""
+    name = path if path.strip("0123456789_") else str(getattr(leaf, "name", "") or "")
+    dtype = getattr(leaf.dtype, "name", leaf.dtype)
+    if leaf.shape is None or getattr(leaf.shape, "rank", 0) is None:
+        return TensorSpec(name, str(dtype), None)
+    sizes = tuple(None if size is None else int(size) for size in leaf.shape)
+    return TensorSpec(name, str(dtype), (None, *sizes[1:]) if sizes else sizes)
+
+
+def _output_names(model: Any, paths: Sequence[str]) -> list[str]:
+    """Keys of a dictionary, else names that somebody gave to the last layers, else empty."""
+    if any(path and not path.replace("_", "").isdigit() for path in paths):
+        return list(paths)
+    layers = {layer.name: type(layer).__name__ for layer in model.layers}
+    names = list(getattr(model, "output_names", None) or [model.layers[-1].name if model.layers else ""])
+    if len(names) != len(paths):
+        return [""] * len(paths)
+    return ["" if naming.is_default_layer_name(name, layers.get(name, name)) else name for name in names]

@@ -1,0 +1,70 @@
+"""A trained model, whatever it came from, as named arrays in and named arrays out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..signature import Signature
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class SourceModel(ABC):
+    """What is exported.
+
+    ``signature`` is the one that every artifact answers, batch first, with the names that all of them
+    get. ``kind`` says what the model is, ``parameters`` counts its weights, ``recurrent`` says
+    whether it has a recurrent layer, where that is known. Integers below ``vocabulary`` are inputs that
+    it takes.
+    """
+
+    kind: str
+    signature: Signature
+    parameters: int
+    recurrent: bool = False
+    vocabulary: int = 10
+
+    @abstractmethod
+    def predict(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """What the model itself answers for rows of named arrays: the reference of all evidence.
+
+        Raises `ExportError` if it fails on them.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """The manifest's ``source``: kind, class or file, parameter count and a digest of the weights."""
+
+
+class TracedModel(SourceModel):
+    """A model that TensorFlow traces into the SavedModel that is published."""
+
+    @abstractmethod
+    def call(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer named tensors, for inference; called while a function is traced."""
+
+    @property
+    @abstractmethod
+    def tracked(self) -> Sequence[Any]:
+        """Variables, tables and assets that a SavedModel of `call` has to hold."""
+
+    @property
+    def loops(self) -> bool:
+        """Whether `call` traces a loop that `unrolled` takes out."""
+        return False
+
+    @contextmanager
+    def unrolled(self) -> Iterator[None]:
+        """While this is entered, `call` traces recurrent layers step by step."""
+        yield
+
+
+def first_line(error: Exception) -> str:
+    """The line of an error that says most: the first that is not empty, else the error's class."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
