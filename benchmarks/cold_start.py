@@ -52,7 +52,16 @@ def main() -> int:
     label, picture = "Ankle boot", sample_pictures()["Ankle boot"]
     with tempfile.TemporaryDirectory(prefix="servable-cold-start-") as folder:
         store = Path(folder) / "store"
-        export = [sys.executable, "-m", "servable", "export", "cnn", f"--store={store}", "--formats=saved_model,onnx"]
+        export = [
+            sys.executable,
+            "-m",
+            "servable",
+            "export",
+            "cnn",
+            f"--store={store}",
+            "--formats=onnx",
+            "--quantize=float32",
+        ]
         subprocess.run(export, capture_output=True, check=True)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

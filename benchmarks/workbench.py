@@ -15,7 +15,7 @@ from .servers import PEERS, Place
 from .verdict import Verdict
 
 MODELS = ("mlp", "cnn")
-FORMATS = "saved_model,onnx,tflite"
+QUANTIZATIONS = "float32"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Workbench:
 
 def export_models(store: Path) -> None:
     """Export the models that are served, in a process of its own."""
-    command = [sys.executable, "-m", "servable", "export", *MODELS, f"--store={store}", f"--formats={FORMATS}"]
+    command = [sys.executable, "-m", "servable", "export", *MODELS, f"--store={store}", f"--quantize={QUANTIZATIONS}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"error: servable export failed: {done.stderr.strip()[-500:]}")

@@ -10,26 +10,24 @@ from ..export import Source
 from ..models import CATALOGUE, ModelCard, samples
 
 
-def source(card: ModelCard, weights: Path | None = None) -> Source:
-    """The trained model of a card, ready to be exported. Builds it, so this imports TensorFlow.
+def source(card: ModelCard, weights: Path | None = None, name: str | None = None) -> Source:
+    """The trained model of a card, ready to be exported as ``name``. Builds it, so this imports TensorFlow.
 
     Raises `MissingExtraError` without it and `ArtifactError` for weights that do not fit.
     """
     extras.load("tensorflow", "building a model")
+    from ..export import Data, KerasModel
     from ..models import training
 
     data = samples.test_samples(card)
+    (key,) = card.signature.inputs
     words = "1,000 Fashion-MNIST test images" if card.dataset == "fashion-mnist" else "every degree of -40…100 °C"
     return Source(
-        name=card.name,
-        model=training.load(card, weights),
-        signature=card.signature,
+        name=name or card.name,
+        model=KerasModel(training.load(card, weights), card.signature),
+        data=Data({key: data.inputs}, {key: samples.calibration_samples(card)}, words, data.targets),
         task=card.task,
         metric=card.metric,
-        data=words,
-        inputs=data.inputs,
-        targets=data.targets,
-        calibration=samples.calibration_samples(card),
         labels=card.labels,
         preprocessing=card.preprocessing,
     )

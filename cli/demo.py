@@ -115,10 +115,11 @@ def _export(store: Store) -> dict[str, Manifest]:
         for name in MODELS:
             with progress(console, f"export {name}") as step:
                 step("load TensorFlow", 0, 1)
-                from ..export import export_model
+                from ..export import ExportOptions, export_model
                 from .course import source
 
-                manifests[name] = export_model(source(CATALOGUE[name]), store, progress=step)
+                options = ExportOptions(quantizations=("float32", "int8"))
+                manifests[name] = export_model(source(CATALOGUE[name]), store, options, step)
     return manifests
 
 

@@ -3,48 +3,148 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ..errors import InvalidArgumentError
-from ..export import export_model
-from ..export.registry import choose
+from ..errors import ExportError, InvalidArgumentError
+from ..export import ExportOptions, Source, export_model
+from ..export.assemble import Description, open_source
+from ..export.origin import Opening, is_origin
+from ..export.registry import FORMATS, OPSET, QUANTIZATIONS, choose
+from ..export.source import TASKS
+from ..export.tolerance import parse_overrides
 from ..extras import load, require
 from ..models import card as find_card
 from ..store import Store
 from .console import progress, quiet, stdout
 from .tables import evidence_table
 
+_FILE = click.Path(path_type=Path)
+# Options that describe a model of one's own; the catalogue knows all this of its models.
+_OF_ONE = ("labels", "calibration", "pixels", "input_shape", "task", "signature", "inputs", "outputs", "custom_objects")
+
+
+def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in value.split(",")) if value is not None else ()
+
+
+def _range(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, float] | None:
+    if value is None:
+        return None
+    try:
+        low, high = (float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not two numbers, such as 0,1") from None
+    if not low < high:
+        raise click.BadParameter(f"{value!r}: the first number has to be the smaller one")
+    return low, high
+
 
 @click.command()
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.option("--store", type=_FILE, default=Path("store"), show_default=True, help="The model store.")
+@click.option("--name", help="What the model is called in the store.  [default: the source's name]")
+@click.option("--version", type=click.IntRange(1), help="Version number.  [default: the next one]")
 @click.option(
-    "--store", type=click.Path(path_type=Path), default=Path("store"), show_default=True, help="The model store."
+    "--formats", callback=_names, help=f"Comma-separated: {', '.join(FORMATS)}, or single artifacts.  [default: all]"
 )
-@click.option("--weights", type=click.Path(path_type=Path), help="Weights that 'servable train' wrote.")
-@click.option("--formats", help=f"Comma-separated: {', '.join(e.key for e in choose(()))}.  [default: all]")
-def command(names: tuple[str, ...], store: Path, weights: Path | None, formats: str | None) -> None:
-    """Export models of the catalogue, each as the next version STORE/NAME/VERSION.
+@click.option("--quantize", callback=_names, help=f"Comma-separated: {', '.join(QUANTIZATIONS)}.  [default: all]")
+@click.option(
+    "--tolerance",
+    multiple=True,
+    metavar="[ARTIFACT:]LIMIT=NUMBER",
+    help="Another limit, such as tflite_int8:max_metric_drop=0.02; may be repeated.",
+)
+@click.option("--opset", type=click.IntRange(13, 21), default=OPSET, show_default=True, help="Opset of the ONNX files.")
+@click.option("--int8-io", is_flag=True, help="int8 inputs and outputs in model_int8.tflite.  [default: float32]")
+@click.option("--allow-missing", is_flag=True, help="Exit with 0 although an artifact could not be made.")
+@click.option("--weights", type=_FILE, help="Weights of a catalogue model, as 'servable train' writes them.")
+@click.option("--labels", type=_FILE, help="A file with the label of one class a line.")
+@click.option("--calibration", type=_FILE, help="A folder of pictures, or a .npy or .npz file of inputs.")
+@click.option("--pixels", callback=_range, metavar="LOW,HIGH", help="What black and white are to the model: 0,1.")
+@click.option("--input-shape", multiple=True, metavar="INPUT=224x224x3", help="Size of an input that leaves it open.")
+@click.option("--task", type=click.Choice(TASKS), help="What the model is for.  [default: by its outputs]")
+@click.option("--signature", help="The signature of a SavedModel to export.  [default: serving_default]")
+@click.option("--inputs", callback=_names, help="Names for the inputs of a Keras model, comma-separated.")
+@click.option("--outputs", callback=_names, help="Names for the outputs of a Keras model, comma-separated.")
+@click.option("--custom-objects", metavar="MODULE", help="A module with the custom layers of a Keras file.")
+@click.option("--trust-source", is_flag=True, help="Load a Keras file that holds code, such as a Lambda layer.")
+def command(sources: tuple[str, ...], store: Path, allow_missing: bool, **given: Any) -> None:
+    """Export models, each as the next version STORE/NAME/VERSION.
 
-    Every artifact is run in its own runtime and compared with the Keras model; the version appears
-    in one step, and only if all of them agree.
+    A SOURCE is a model of the catalogue, a .keras or .h5 file, a SavedModel folder, a TensorFlow Hub
+    handle (URL, folder or .tar.gz), or package.module:callable that returns a Keras model.
+
+    Every artifact is run in its own runtime and compared with the source; the version appears in one
+    step, and only if all of them agree. Exits with 7 if one does not, or could not be made.
     """
-    cards = [find_card(name) for name in names]
-    if weights and len(cards) > 1:
-        raise InvalidArgumentError("--weights goes with one model; export the others by themselves")
+    if len(sources) > 1:
+        single = [name for name in ("name", "version", "weights", "trust_source", *_OF_ONE) if given[name]]
+        if single:
+            flag = "--" + single[0].replace("_", "-")
+            raise InvalidArgumentError(f"{flag} goes with one model; export the others by themselves")
     target = Store(store)
     target.check()
-    chosen = tuple(part.strip() for part in formats.split(",")) if formats is not None else ()
-    for exporter in choose(chosen):
+    exporters = choose(given["formats"], given["quantize"])
+    options = ExportOptions(
+        formats=given["formats"],
+        quantizations=given["quantize"],
+        version=given["version"],
+        tolerances=parse_overrides(given["tolerance"], [exporter.key for exporter in exporters]),
+        opset=given["opset"],
+        int8_io=given["int8_io"],
+    )
+    for exporter in exporters:
         for module in exporter.requires:
             require(module, f"exporting to {exporter.format}", "export")
+    for text in sources:
+        if not is_origin(text):
+            find_card(text)  # before TensorFlow is loaded for those before it
     out = stdout()
-    for card in cards:
-        with quiet() as console, progress(console, f"export {card.name}") as step:
+    incomplete = []
+    for text in sources:
+        with quiet() as console, progress(console, f"export {text}") as step:
             step("load TensorFlow", 0, 1)
             load("tensorflow", "exporting a model")
-            from .course import source
-
-            manifest = export_model(source(card, weights), target, chosen, step)
+            manifest = export_model(_source(text, given), target, options, step)
         out.print(evidence_table(manifest))
-        out.print(f"published {target.path(card.name, manifest.version)}", soft_wrap=True)
+        for absent in manifest.absent:
+            out.print(f"no {absent.label}: {absent.reason}", soft_wrap=True)
+        out.print(f"published {target.path(manifest.model, manifest.version)}", soft_wrap=True)
+        incomplete += [f"{manifest.model} {absent.label}" for absent in manifest.absent if absent.failed]
+    if incomplete and not allow_missing:
+        raise ExportError(
+            f"published without {', '.join(incomplete)}, which could not be made; --allow-missing accepts that"
+        )
+
+
+def _source(text: str, given: dict[str, Any]) -> Source:
+    """A model of the catalogue, or one of the user's own."""
+    if not is_origin(text):
+        described = next((name for name in ("trust_source", *_OF_ONE) if given[name]), None)
+        if described:
+            flag = "--" + described.replace("_", "-")
+            raise InvalidArgumentError(f"{flag} is not for models of the catalogue; {text!r} brings all that along")
+        from .course import source
+
+        return source(find_card(text), given["weights"], given["name"])
+    if given["weights"]:
+        raise InvalidArgumentError("--weights is for models of the catalogue; give a file that holds the whole model")
+    opening = Opening(
+        signature=given["signature"],
+        inputs=given["inputs"],
+        outputs=given["outputs"],
+        trust=given["trust_source"],
+        custom_objects=given["custom_objects"],
+    )
+    said = Description(
+        name=given["name"],
+        labels=given["labels"],
+        calibration=given["calibration"],
+        pixels=given["pixels"],
+        shapes=given["input_shape"],
+        task=given["task"],
+        opening=opening,
+    )
+    return open_source(text, said)

@@ -8,7 +8,6 @@ from rich.table import Table
 
 from ..clients.bench import BenchResult
 from ..manifest import Manifest
-from ..signature import DEFAULT_SIGNATURE
 
 BENCH_HEADER = ("artifact", "size", "init", "p50", "p90", "p99")
 
@@ -33,7 +32,7 @@ def evidence_table(manifest: Manifest) -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     for artifact in manifest.artifacts:
-        found = artifact.evidence[DEFAULT_SIGNATURE]
+        found = next(iter(artifact.evidence.values()))  # the signature that every artifact answers
         agreement = "–" if found.top1_agreement is None else f"{found.top1_agreement:.2%}"
         name = found.metric or ""
         table.add_row(

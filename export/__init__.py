@@ -1,6 +1,7 @@
 """From a Keras model to a published version folder: SavedModel, TFLite and ONNX, with evidence."""
 
-from .pipeline import export_model
-from .source import Source
+from .keras_model import KerasModel
+from .pipeline import ExportOptions, export_model
+from .source import Data, Source
 
-__all__ = ["Source", "export_model"]
+__all__ = ["Data", "ExportOptions", "KerasModel", "Source", "export_model"]

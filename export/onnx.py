@@ -1,47 +1,96 @@
-"""ONNX files by tf2onnx, with the SavedModel's names and a dynamic batch."""
+"""ONNX files by tf2onnx from the SavedModel, with its names and a dynamic batch."""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from .. import extras
-from .registry import FLOAT32, Exporter, register
-from .source import Source
+from ..errors import ExportError, UnimplementedError
+from . import onnx_quantize
+from .registry import Exporter, Job, register
+from .source_model import first_line
 
-OPSET = 17
+_REQUIRES = ("tensorflow", "tf2onnx", "onnx", "onnxruntime")
+_FLOAT32 = "model.onnx"
+_UNKNOWN = re.compile(r"No Op registered for (\w+)")
 
 
-def convert(source: Source, folder: Path) -> None:
-    """Write ``model.onnx``, checked by ``onnx.checker`` with shape inference."""
+def _from_tensorflow(job: Job, folder: Path) -> Any:
+    """A float32 ModelProto of the signature, with what a reader of the file wants to know of it."""
     tf = extras.load("tensorflow", "exporting a model")
     tf2onnx = extras.load("tf2onnx", "exporting to ONNX")
     onnx = extras.load("onnx", "exporting to ONNX")
-    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
-    spec = tf.TensorSpec(source.input.shape, source.input.dtype, name=source.input.name)
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # it logs what it then raises
+    loaded = tf.saved_model.load(str(folder))
+    call = loaded.signatures[job.signature.name]
+    specs = [tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in job.signature.inputs.items()]
 
-    @tf.function(input_signature=[spec])  # type: ignore[untyped-decorator]  # tensorflow is untyped
-    def serving_default(tensor: object) -> dict[str, object]:
-        return {source.output.name: source.model(tensor, training=False)}
+    def traced(*tensors: Any) -> Any:
+        answers = call(**dict(zip(job.signature.inputs, tensors, strict=True)))
+        return {name: answers[name] for name in job.signature.outputs}
 
-    model, _ = tf2onnx.convert.from_function(serving_default, input_signature=[spec], opset=OPSET)
+    function = tf.function(traced, input_signature=specs, autograph=False)
+    try:
+        model, _ = tf2onnx.convert.from_function(function, input_signature=specs, opset=job.opset)
+    except Exception as error:  # tf2onnx raises every kind
+        raise ExportError(first_line(error)) from error
     onnx.helper.set_model_props(
-        model, {"servable.model": source.name, "servable.labels": json.dumps(source.labels, ensure_ascii=False)}
+        model,
+        {
+            "servable.model": job.model,
+            "servable.source": job.source,
+            "servable.task": job.task,
+            "servable.labels": json.dumps(job.labels, ensure_ascii=False),
+        },
     )
-    onnx.checker.check_model(model, full_check=True)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
+    model.producer_name, model.producer_version = "servable", job.producer
+    return model
 
 
-register(
-    Exporter(
-        format="onnx",
-        quantization="float32",
-        path="model.onnx",
-        requires=("tensorflow", "tf2onnx", "onnx", "onnxruntime"),
-        tolerance=FLOAT32,
-        convert=convert,
-        derived=True,
-        opset=OPSET,
+def _write(change: Callable[[Any, Job], Any] | None, job: Job, path: Path) -> None:
+    """Write a file that ``onnx.checker`` and its shape inference find nothing wrong with."""
+    onnx = extras.load("onnx", "exporting to ONNX")
+    ready = path.with_name(_FLOAT32)
+    if change and ready.is_file():
+        model = onnx.load(ready)
+    else:
+        model = _from_tensorflow(job, job.saved_model)
+        _check(onnx, model)
+    if change:
+        model = change(model, job)
+        _check(onnx, model)
+    path.write_bytes(model.SerializeToString())
+
+
+def _check(onnx: Any, model: Any) -> None:
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        unknown = _UNKNOWN.search(str(error))
+        if unknown:  # tf2onnx hands on what it has nothing for
+            raise UnimplementedError(f"ONNX has no operator for {unknown[1]}") from error
+        raise ExportError(f"what was made is no valid ONNX: {first_line(error)}") from error
+
+
+def _to_float16(model: Any, job: Job) -> Any:
+    return onnx_quantize.to_float16(model)
+
+
+def _to_int8(model: Any, job: Job) -> Any:
+    return onnx_quantize.to_int8(model, job.calibration)
+
+
+for quantization, path, change in (
+    ("float32", _FLOAT32, None),
+    ("float16", "model_float16.onnx", _to_float16),
+    ("int8", "model_int8.onnx", _to_int8),
+):
+    register(
+        Exporter("onnx", quantization, path, _REQUIRES, partial(_write, change), derived=quantization == "float32")
     )
-)

@@ -5,131 +5,282 @@ from __future__ import annotations
 import errno
 import os
 import platform
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
+
 from .. import extras, runtimes
-from ..errors import ExportError, ParityError, ServableError, StoreError
-from ..manifest import Artifact, Manifest, measure_artifact
-from ..signature import DEFAULT_SIGNATURE
+from ..errors import ArtifactError, ExportError, ParityError, ServableError, StoreError, UnimplementedError
+from ..manifest import Absent, Artifact, Manifest, measure_artifact
+from ..runtimes import Runtime
+from ..signature import Signature
 from ..store import Store
 from ..twin import Twin
-from . import onnx, saved_model, tflite  # noqa: F401  # importing an exporter registers it
-from .registry import Exporter, choose
+from . import onnx, saved_model, tflite, warmup  # noqa: F401  # importing an exporter registers it
+from .cases import Case, base_case, derived_cases, least_rows
+from .operations import LOOPS, operations
+from .registry import FORMATS, OPSET, Exporter, Job, choose
 from .source import Source
-from .verify import Run, cases, verify
+from .source_model import TracedModel, first_line
+from .tolerance import Overrides, override, tolerance
+from .verify import Run, verify
 
 Progress = Callable[[str, int, int], None]
 
-_PRODUCERS = ("tensorflow", "keras", "tf2onnx", "onnx", "onnxruntime", "ai-edge-litert", "numpy")
+_PRODUCERS = ("tensorflow", "keras", "tf_keras", "tf2onnx", "onnx", "onnxruntime", "ai-edge-litert", "numpy")
+# More calibration rows than these change no range that matters, and large models take long for each.
+_CALIBRATION_ROWS = {512: 512, 64: 128, 8: 32}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to make and how.
+
+    ``formats`` and ``quantizations`` choose the artifacts (`registry.choose`; empty: all). ``version``
+    is the number to publish as, None for the next one. ``tolerances`` replaces limits
+    (`tolerance.parse_overrides`). ``int8_io`` gives int8 TFLite files int8 inputs and outputs.
+    """
+
+    formats: Sequence[str] = ()
+    quantizations: Sequence[str] = ()
+    version: int | None = None
+    tolerances: Overrides = field(default_factory=dict)
+    opset: int = OPSET
+    int8_io: bool = False
 
 
 def export_model(
-    source: Source, store: Store, formats: tuple[str, ...] = (), progress: Progress = lambda *_: None
+    source: Source, store: Store, options: ExportOptions | None = None, progress: Progress = lambda *_: None
 ) -> Manifest:
-    """Export a model to all formats (or the named ones) and publish it as the next version.
+    """Export a model to all formats (or the chosen ones) and publish it as a version of the store.
 
-    Nothing appears under the model's folder unless every artifact was converted and agrees with the
-    source. Raises `ExportError` if a conversion fails, `ParityError` if an artifact disagrees,
-    `MissingExtraError` without the extra, and `StoreError` if the store cannot be written.
+    Nothing appears under the model's folder unless all that was made agrees with the source. An
+    artifact that the format cannot hold or that fails to be made is left out, and the manifest's
+    ``absent`` says why. Raises `ExportError` if the source or its SavedModel fails, or an artifact that
+    was chosen by name cannot be; `ParityError` if an artifact disagrees; `MissingExtraError` without
+    the extra; `AlreadyExistsError` for a version that exists; and `StoreError` if the store cannot be
+    written.
     """
-    exporters = choose(formats)
-    for exporter in exporters:
-        for module in exporter.requires:
-            extras.load(module, f"exporting to {exporter.format}")
+    options = options or ExportOptions()
+    exporters = choose(options.formats, options.quantizations)
+    for module in dict.fromkeys(module for exporter in exporters for module in exporter.requires):
+        extras.load(module, "exporting a model")
     if set("[]") & set(str(store.root.resolve())):
         raise StoreError(
             f"TensorFlow cannot read a path with '[' or ']': {store.root.resolve()}; choose another --store"
         )
-    steps = 2 * len(exporters) + 1
-    done = 0
-
-    def step(text: str) -> None:
-        nonlocal done
-        progress(text, done, steps)
-        done += 1
-
-    with store.staging(source.name) as staged:
-        for exporter in exporters:
-            step(f"convert {exporter.key}")
-            _convert(exporter, source, staged)
-        if source.labels:
-            (staged / "labels.txt").write_text("".join(f"{label}\n" for label in source.labels), encoding="utf-8")
-        draft = _draft(source)
-        artifacts = []
-        with ExitStack() as loaded:
-            reference = loaded.enter_context(runtimes.load(staged)).run
-            for exporter in exporters:
-                step(f"verify {exporter.key}")
-                if exporter.path == ".":
-                    artifacts.append(_artifact(exporter, source, staged, reference, None))
-                    continue
-                with runtimes.load(staged / exporter.path) as runtime:
-                    artifacts.append(_artifact(exporter, source, staged, Twin(draft, runtime).run, reference))
-        step("publish")
-        _, manifest = store.publish(staged, replace(draft, artifacts=tuple(artifacts)))
-    progress("done", steps, steps)
+    if options.version is not None:
+        store.check_free(source.name, options.version)
+    with store.staging(source.name) as folder:
+        staged = folder / "version"
+        staged.mkdir()
+        work = _Work(source, staged, folder, options, progress, exporters)
+        manifest = work.run()
+        work.step("publish")
+        _, manifest = store.publish(staged, manifest, options.version)
+    progress("done", work.steps, work.steps)
     return manifest
 
 
-def _convert(exporter: Exporter, source: Source, staged: Path) -> None:
+class _Work:
+    """One export on its way: the staged folder, and what has been found out so far."""
+
+    def __init__(
+        self,
+        source: Source,
+        staged: Path,
+        folder: Path,
+        options: ExportOptions,
+        progress: Progress,
+        exporters: Sequence[Exporter],
+    ) -> None:
+        self.source, self.staged, self.folder, self.options = source, staged, folder, options
+        self.exporters = exporters
+        self.steps = 2 * len(exporters) + 2
+        self._progress = progress
+        self._done = 0
+        self._absent: list[Absent] = []
+
+    def step(self, text: str) -> None:
+        """Tell what comes next."""
+        self._progress(text, self._done, self.steps)
+        self._done += 1
+
+    def run(self) -> Manifest:
+        """Convert and verify everything; the manifest of what lies in the staged folder then."""
+        source, staged = self.source, self.staged
+        self.step("run the source model")
+        base = base_case(source)
+        self.step("convert saved_model")
+        try:
+            _guarded(lambda: saved_model.write(source, staged))
+            job = self._job()
+        except ExportError as error:
+            raise ExportError(f"{source.name}: the conversion to saved_model failed: {error}") from error
+        made = [exporter for exporter in self.exporters if exporter.convert is None or self._convert(exporter, job)]
+        if source.labels:
+            (staged / "labels.txt").write_text("".join(f"{label}\n" for label in source.labels), encoding="utf-8")
+        draft = self._draft()
+        with runtimes.load(staged) as original:
+            self.step("verify saved_model")
+            cases = [base, *derived_cases(source, base)]
+            first = _describe(made[0], source.signatures, original, self.options.opset)
+            artifacts = [self._verify(made[0], first, original.run, cases)]
+            warmup.write(cases, source.name, staged)
+            twin_cases = [base, *derived_cases(source, base, original.run)]
+            for exporter in made[1:]:
+                self.step(f"verify {exporter.key}")
+                found = self._verify_file(exporter, draft, twin_cases if exporter.derived else [base])
+                artifacts += [found] if found else []
+        return replace(draft, artifacts=tuple(artifacts), absent=tuple(self._absent))
+
+    def _job(self) -> Job:
+        source, model = self.source, self.source.model
+        found = operations(self.staged, source.signature.name)
+        unrolled = fixed = None
+        if LOOPS & found.keys() and isinstance(model, TracedModel):
+            if model.loops:
+                unrolled = self.folder / "unrolled"
+                with model.unrolled():
+                    _guarded(lambda: saved_model.write_base(model, source.signature, unrolled))
+            else:
+                fixed = self.folder / "fixed"
+                _guarded(lambda: saved_model.write_base(model, _one_row(source.signature), fixed))
+        rows = _CALIBRATION_ROWS[least_rows(model.parameters)]
+        return Job(
+            model=source.name,
+            signature=source.signature,
+            saved_model=self.staged,
+            calibration={name: array[:rows] for name, array in source.data.calibration.items()},
+            unrolled=unrolled,
+            fixed=fixed,
+            operations=frozenset(found),
+            labels=source.labels,
+            preprocessing=source.preprocessing,
+            task=source.task,
+            source=str(model.describe()["sha256"]),
+            producer=_versions()["servable"],
+            opset=self.options.opset,
+            int8_io=self.options.int8_io,
+        )
+
+    def _convert(self, exporter: Exporter, job: Job) -> bool:
+        """Make one file; False if the version goes without it."""
+        self.step(f"convert {exporter.key}")
+        reason = exporter.unsupported(job)
+        if reason:
+            self._leave_out(exporter, reason, failed=False)
+            return False
+        convert, path = exporter.convert, self.staged / exporter.path
+        assert convert is not None
+        try:
+            _guarded(lambda: convert(job, path))
+            if not path.exists():
+                raise ExportError(f"the conversion wrote no {exporter.path}")
+        except (ExportError, UnimplementedError) as error:
+            path.unlink(missing_ok=True)
+            self._leave_out(exporter, str(error), failed=isinstance(error, ExportError))
+            return False
+        return True
+
+    def _leave_out(self, exporter: Exporter, reason: str, *, failed: bool) -> None:
+        if exporter.key in self.options.formats and exporter.key not in FORMATS:
+            raise ExportError(f"{self.source.name} {exporter.key} cannot be made: {reason}")
+        self._absent.append(Absent(exporter.format, exporter.quantization, reason, failed))
+
+    def _verify_file(self, exporter: Exporter, draft: Manifest, cases: Sequence[Case]) -> Artifact | None:
+        """Verify a file in its own runtime; None if it cannot be run, and the version goes without it."""
+        path = self.staged / exporter.path
+        try:
+            with runtimes.load(path) as runtime:
+                base = {self.source.signature.name: self.source.signature}
+                artifact = _describe(exporter, base, runtime, self.options.opset)
+                return self._verify(exporter, artifact, Twin(draft, runtime, artifact).run, cases)
+        except ParityError:
+            raise
+        except (ExportError, ArtifactError) as error:
+            path.unlink(missing_ok=True)
+            self._leave_out(exporter, str(error), failed=True)
+            return None
+
+    def _verify(self, exporter: Exporter, artifact: Artifact, run: Run, cases: Sequence[Case]) -> Artifact:
+        """Measure one converted artifact; `ParityError` if it is too far from the source."""
+        source = self.source
+        evidence = {}
+        for case in cases:
+            numbers = [array for array in case.expected.values() if array.dtype.kind != "O"]
+            largest = max((float(np.abs(array).max(initial=0)) for array in numbers), default=0.0)
+            limits = override(tolerance(source, exporter.quantization, largest), exporter.key, self.options.tolerances)
+            found = verify(f"{source.name} {exporter.key}", run, case, limits, source)
+            if not found.passed:
+                raise ParityError(
+                    f"{source.name} {exporter.key} is too far from the source model on {case.signature.name}: "
+                    f"{found.criterion}; nothing was published (leave it out with --formats or --quantize, or allow "
+                    f"more with --tolerance)"
+                )
+            evidence[case.signature.name] = found
+        sha256, size = measure_artifact(self.staged, exporter.path)
+        return replace(artifact, sha256=sha256, bytes=size, evidence=evidence)
+
+    def _draft(self) -> Manifest:
+        source = self.source
+        return Manifest(
+            model=source.name,
+            version=0,
+            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            task=source.task,
+            source={**source.model.describe(), "trained": source.trained},
+            producers=_versions(),
+            signatures=source.signatures,
+            artifacts=(),
+            labels=source.labels,
+            preprocessing=source.preprocessing,
+            derivations=source.derivations,
+        )
+
+
+def _guarded(action: Callable[[], None]) -> None:
+    """Turn what a converter raises into an `ExportError` of one line; a full disk stays what it is."""
     try:
-        exporter.convert(source, staged)
-        if not (staged / exporter.path).exists():
-            raise ExportError(f"{source.name}: the conversion to {exporter.key} wrote no {exporter.path}")
+        action()
     except (ServableError, OSError):
         raise
     except Exception as error:  # converters raise every kind
-        text = str(error).strip()
-        if os.strerror(errno.ENOSPC) in text:  # TensorFlow and the converters have errors of their own for it
+        if os.strerror(errno.ENOSPC) in str(error):  # TensorFlow and the converters have errors of their own for it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        reason = text.splitlines()[0] if text else type(error).__name__
-        raise ExportError(f"{source.name}: the conversion to {exporter.key} failed: {reason}") from error
+        raise ExportError(first_line(error)) from error
 
 
-def _artifact(exporter: Exporter, source: Source, staged: Path, run: Run, reference: Run | None) -> Artifact:
-    """Measure one converted artifact; `ParityError` if it is too far from the source."""
-    evidence = {}
-    for case in cases(source, derived=exporter.derived, reference=reference):
-        found = verify(f"{source.name} {exporter.key}", run, case, exporter.tolerance, source)
-        if not found.passed:
-            raise ParityError(
-                f"{source.name} {exporter.key} is too far from the source model on {case.signature.name}: "
-                f"{found.criterion}; nothing was published"
-            )
-        evidence[case.signature.name] = found
-    sha256, size = measure_artifact(staged, exporter.path)
+def _describe(exporter: Exporter, signatures: Mapping[str, Signature], runtime: Runtime, opset: int) -> Artifact:
+    """The manifest's entry, before it is measured; the file itself says how many rows it takes."""
+    sizes = {
+        spec.shape[0]
+        for signature in runtime.signatures.values()
+        for spec in signature.inputs.values()
+        if spec.shape and exporter.path != "."
+    }
+    (rows,) = sizes if len(sizes) == 1 else (None,)
     return Artifact(
         format=exporter.format,
         quantization=exporter.quantization,
         path=exporter.path,
-        sha256=sha256,
-        bytes=size,
-        signatures=tuple(source.signatures) if exporter.path == "." else (DEFAULT_SIGNATURE,),
-        batch="dynamic",
-        evidence=evidence,
-        opset=exporter.opset,
+        sha256="",
+        bytes=0,
+        signatures=tuple(signatures),
+        batch="dynamic" if rows is None else str(rows),
+        opset=opset if exporter.format == "onnx" else None,
     )
 
 
-def _draft(source: Source) -> Manifest:
-    return Manifest(
-        model=source.name,
-        version=0,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        task=source.task,
-        source=source.describe(),
-        producers=_versions(),
-        signatures=source.signatures,
-        artifacts=(),
-        labels=source.labels,
-        preprocessing=source.preprocessing,
-        derivations=source.derivations,
-    )
+def _one_row(signature: Signature) -> Signature:
+    """The same signature with a batch of 1."""
+    inputs = {name: replace(spec, shape=(1, *(spec.shape or ())[1:])) for name, spec in signature.inputs.items()}
+    return replace(signature, inputs=inputs)
 
 
 def _versions() -> dict[str, str]:

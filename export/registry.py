@@ -2,52 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InvalidArgumentError, nearest
-from .source import Source
+from ..manifest import Preprocessing
+from ..signature import Signature
+from .source_model import Arrays
+
+OPSET = 17
+
+# The orders in which artifacts are made and listed; all are converted from the SavedModel.
+FORMATS = ("saved_model", "tflite", "onnx")
+QUANTIZATIONS = ("float32", "float16", "dynamic", "int8", "int16x8")
 
 
 @dataclass(frozen=True)
-class Tolerance:
-    """How far an artifact may be from its source; a limit that is None is not checked.
+class Job:
+    """What a converter is given: paths and arrays, and nothing of TensorFlow.
 
-    ``max_abs_error`` is in the output's unit; ``max_relative_error`` a share of the source's output
-    range over the samples (regression only); ``min_top1_agreement`` and ``max_metric_drop`` are
-    shares in [0, 1] (classification only).
+    ``saved_model`` is the folder to convert from, ``signature`` the one to convert. ``unrolled`` is a
+    SavedModel of the same signature without loops, where the model has a loop that can be taken out;
+    ``fixed`` one with a batch of 1, where it has one that cannot. ``calibration`` are rows of inputs,
+    ``operations`` those of the SavedModel, ``source`` the digest of the model's weights, and ``producer``
+    the version of servable.
     """
 
-    max_abs_error: float | None = None
-    max_relative_error: float | None = None
-    min_top1_agreement: float | None = None
-    max_metric_drop: float | None = None
+    model: str
+    signature: Signature
+    saved_model: Path
+    calibration: Arrays
+    unrolled: Path | None = None
+    fixed: Path | None = None
+    operations: frozenset[str] = frozenset()
+    labels: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+    task: str = "other"
+    source: str = ""
+    producer: str = ""
+    opset: int = OPSET
+    int8_io: bool = False
 
 
-FLOAT32 = Tolerance(max_abs_error=1e-4, min_top1_agreement=1.0)
-INT8 = Tolerance(max_relative_error=0.01, max_metric_drop=0.005)
+Convert = Callable[[Job, Path], None]
 
-Convert = Callable[[Source, Path], None]
+
+def _always(job: Job) -> str | None:
+    return None
 
 
 @dataclass(frozen=True)
 class Exporter:
     """How one artifact is made.
 
-    ``convert(source, folder)`` writes ``path`` (``.`` for the folder itself) into ``folder``, in which
-    the SavedModel already lies. ``requires`` are the modules that it needs, ``derived`` whether the
-    artifact answers the derived signatures too, ``opset`` the ONNX opset.
+    ``convert(job, path)`` writes the file; it is None for the SavedModel (path ``.``), which the pipeline
+    makes before all others, from the model itself. ``unsupported(job)`` says why the format cannot hold this
+    model, None where it can. ``requires`` are the modules that it needs, and ``derived`` says whether
+    the artifact answers the derived signatures too.
     """
 
     format: str
     quantization: str
     path: str
     requires: tuple[str, ...]
-    tolerance: Tolerance
-    convert: Convert
+    convert: Convert | None
+    unsupported: Callable[[Job], str | None] = _always
     derived: bool = False
-    opset: int | None = None
 
     @property
     def key(self) -> str:
@@ -56,9 +77,6 @@ class Exporter:
 
 
 REGISTRY: dict[str, Exporter] = {}
-
-# The order in which artifacts are made and listed; the others are converted from the SavedModel.
-_ORDER = ("saved_model", "tflite", "onnx")
 
 
 def register(exporter: Exporter) -> Exporter:
@@ -69,13 +87,39 @@ def register(exporter: Exporter) -> Exporter:
     return exporter
 
 
-def choose(keys: tuple[str, ...]) -> list[Exporter]:
-    """The exporters of these keys, the SavedModel always first; no keys mean all.
+def ordered() -> list[Exporter]:
+    """All exporters, in the order in which artifacts are made and listed."""
+    return sorted(REGISTRY.values(), key=lambda e: (FORMATS.index(e.format), QUANTIZATIONS.index(e.quantization)))
 
-    Raises `InvalidArgumentError` for an unknown key.
+
+def choose(formats: Sequence[str] = (), quantizations: Sequence[str] = ()) -> list[Exporter]:
+    """The exporters to run, the SavedModel always first.
+
+    ``formats`` are formats (``tflite``, with every quantization) or single artifacts (``tflite_int8``);
+    ``quantizations`` keeps those of the formats. Without either, all. Raises `InvalidArgumentError`
+    for unknown names, and where nothing but the SavedModel is left of what was asked for.
     """
-    for key in keys:
-        if key not in REGISTRY:
-            raise InvalidArgumentError(f"no format {key!r}; {nearest(key, REGISTRY)}")
-    chosen = [exporter for key, exporter in REGISTRY.items() if not keys or key in keys or key == "saved_model"]
-    return sorted(chosen, key=lambda exporter: (_ORDER.index(exporter.format), exporter.quantization != "float32"))
+    every = ordered()
+    known = [*FORMATS, *(exporter.key for exporter in every if exporter.key not in FORMATS)]
+    for name in formats:
+        if name not in known:
+            raise InvalidArgumentError(f"no format {name!r}; {nearest(name, known)}")
+    for name in quantizations:
+        if name not in QUANTIZATIONS:
+            raise InvalidArgumentError(f"no quantization {name!r}; {nearest(name, QUANTIZATIONS)}")
+    singles = {name for name in formats if name not in FORMATS}
+    chosen = [
+        exporter
+        for exporter in every
+        if exporter.key in singles
+        or (
+            (not formats or exporter.format in formats)
+            and (not quantizations or exporter.quantization in quantizations)
+        )
+    ]
+    if not chosen:
+        raise InvalidArgumentError(
+            f"no artifact is both one of {', '.join(formats)} and {' or '.join(quantizations)}; "
+            f"there are {', '.join(exporter.key for exporter in every)}"
+        )
+    return [REGISTRY["saved_model"], *(exporter for exporter in chosen if exporter.key != "saved_model")]

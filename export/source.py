@@ -1,83 +1,101 @@
-"""What is exported: a Keras model with the names, data and labels that its card knows."""
+"""What is exported: a model with the data, labels and preprocessing that belong to it."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 from numpy.typing import NDArray
 
 from ..manifest import Derivation, Preprocessing
-from ..signature import CLASSIFY_METHOD, DEFAULT_SIGNATURE, REGRESS_METHOD, Signature, TensorSpec
+from ..signature import CLASSIFY_METHOD, REGRESS_METHOD, Signature, TensorSpec
+from .saved_source import SavedModelFolder
+from .source_model import Arrays, SourceModel
 
+Task = Literal["classification", "regression", "detection", "segmentation", "other"]
+TASKS: tuple[Task, ...] = ("classification", "regression", "detection", "segmentation", "other")
+
+# What a tf.Example can hold as it is.
+_EXAMPLE_DTYPES = ("float32", "int64", "string")
 _STRINGS = "string"
+
+
+@dataclass(frozen=True)
+class Data:
+    """Inputs to compare an artifact with its source on, and inputs to find int8 ranges with.
+
+    ``inputs`` and ``calibration`` are one array for each input of the signature, rows first.
+    ``targets`` are what is right for ``inputs``: labels (n,), numbers, masks (n, height, width) or a
+    mapping of boxes and classes; None where nobody knows. ``words`` says what the inputs are, and
+    ``random`` that nobody measured them: numbers drawn from a seed.
+    """
+
+    inputs: Arrays
+    calibration: Arrays
+    words: str
+    targets: NDArray[Any] | Arrays | None = None
+    random: bool = False
 
 
 @dataclass(frozen=True)
 class Source:
     """One model to export.
 
-    ``model`` maps the one input of ``signature`` (batch first) to its one output. ``inputs`` and
-    ``targets`` are labelled data for the evidence, ``calibration`` inputs for int8 ranges; ``metric``
-    names one of ``servable.metrics``; ``data`` says in words what the inputs are.
+    ``metric`` names one of ``servable.metrics``, for data with targets. ``trained`` is False for a
+    model with fresh weights, whose answers say nothing.
     """
 
     name: str
-    model: Any
-    signature: Signature
-    task: str
-    metric: str
-    data: str
-    inputs: NDArray[Any]
-    targets: NDArray[Any]
-    calibration: NDArray[Any]
+    model: SourceModel
+    data: Data
+    task: Task = "other"
+    metric: str | None = None
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
+    trained: bool = True
 
     @property
-    def input(self) -> TensorSpec:
-        """The one input."""
-        (spec,) = self.signature.inputs.values()
-        return spec
-
-    @property
-    def output(self) -> TensorSpec:
-        """The one output."""
-        (spec,) = self.signature.outputs.values()
-        return spec
+    def signature(self) -> Signature:
+        """The signature that every artifact answers."""
+        return self.model.signature
 
     @cached_property
-    def expected(self) -> NDArray[Any]:
-        """What the source model itself answers for ``inputs``: the reference of all evidence."""
-        answers: NDArray[Any] = self.model.predict(self.inputs, batch_size=250, verbose=0)
-        return answers
-
-    @property
     def derivations(self) -> Mapping[str, Derivation]:
-        """The signatures beside ``serving_default``: pictures as bytes, and tf.Examples by task."""
-        derived = {}
+        """The signatures beside it: pictures as bytes, and tf.Examples by task.
+
+        None for a SavedModel, which is published with the signatures that it has.
+        """
+        derived: dict[str, Derivation] = {}
+        if isinstance(self.model, SavedModelFolder):
+            return derived
+        inputs, outputs = list(self.signature.inputs.values()), list(self.signature.outputs.values())
+        base = self.signature.name
         if self.preprocessing:
-            derived["serve_bytes"] = Derivation(DEFAULT_SIGNATURE, "decode_image", {self.output.name: self.output.name})
+            derived["serve_bytes"] = Derivation(base, "decode_image", {spec.name: spec.name for spec in outputs})
+        fits = all(spec.dtype in _EXAMPLE_DTYPES and None not in (spec.shape or (None, None))[1:] for spec in inputs)
+        if not fits or len(outputs) != 1 or outputs[0].dtype != "float32" or len(outputs[0].shape or ()) != 2:
+            return derived
         if self.task == "classification" and self.labels:
-            derived["classify"] = Derivation(
-                DEFAULT_SIGNATURE, "parse_example", {"scores": self.output.name}, labels_as="classes"
-            )
+            derived["classify"] = Derivation(base, "parse_example", {"scores": outputs[0].name}, labels_as="classes")
         if self.task == "regression":
-            derived["regress"] = Derivation(DEFAULT_SIGNATURE, "parse_example", {"outputs": self.output.name})
+            derived["regress"] = Derivation(base, "parse_example", {"outputs": outputs[0].name})
         return derived
 
-    @property
+    @cached_property
     def signatures(self) -> Mapping[str, Signature]:
-        """All signatures that the SavedModel gets."""
+        """All signatures that the SavedModel has."""
         methods = {"classify": CLASSIFY_METHOD, "regress": REGRESS_METHOD}
-        signatures = {DEFAULT_SIGNATURE: self.signature}
+        if isinstance(self.model, SavedModelFolder):
+            return self.model.signatures
+        signatures = {self.signature.name: self.signature}
         for name, how in self.derivations.items():
             key = "image_bytes" if how.prologue == "decode_image" else "inputs"
-            outputs = {alias: TensorSpec(alias, self.output.dtype, self.output.shape) for alias in how.outputs}
+            outputs = {}
+            for alias, base in how.outputs.items():
+                spec = self.signature.outputs[base]
+                outputs[alias] = TensorSpec(alias, spec.dtype, spec.shape)
             if how.labels_as:
                 outputs[how.labels_as] = TensorSpec(how.labels_as, _STRINGS, (None, len(self.labels)))
             signatures[name] = Signature(
@@ -87,18 +105,3 @@ class Source:
                 name=name,
             )
         return signatures
-
-    def describe(self) -> dict[str, Any]:
-        """The manifest's ``source``: kind, class, parameter count and a digest of the weights.
-
-        The digest is SHA-256 over the bytes of each weight array, in the order of ``get_weights``.
-        """
-        digest = hashlib.sha256()
-        for array in self.model.get_weights():
-            digest.update(np.ascontiguousarray(array).tobytes())
-        return {
-            "kind": "keras",
-            "class": f"{type(self.model).__module__}.{type(self.model).__qualname__}".replace(".src", ""),
-            "parameters": int(self.model.count_params()),
-            "sha256": digest.hexdigest(),
-        }

@@ -7,47 +7,136 @@ works runs five times slower.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import extras
-from ..signature import DEFAULT_SIGNATURE
-from .registry import FLOAT32, INT8, Exporter, register
-from .source import Source
+from ..errors import ExportError, ServableError, UnimplementedError
+from . import tflite_metadata
+from .operations import LOOPS
+from .registry import Exporter, Job, register
+from .source_model import first_line
+from .tflite_metadata import TensorMetadata
 
 
-def _converter(folder: Path) -> Any:
-    tf = extras.load("tensorflow", "exporting a model")
-    return tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=[DEFAULT_SIGNATURE])
+def _float32(tf: Any, converter: Any, job: Job) -> None:
+    """float32 weights and activations."""
 
 
-def convert_float32(source: Source, folder: Path) -> None:
-    """Write ``model.tflite``: float32 weights, dynamic batch."""
-    (folder / "model.tflite").write_bytes(_converter(folder).convert())
-
-
-def convert_int8(source: Source, folder: Path) -> None:
-    """Write ``model_int8.tflite``: int8 weights and activations, float32 inputs and outputs.
-
-    Activation ranges come from ``source.calibration``, one row at a time.
-    """
-    tf = extras.load("tensorflow", "exporting a model")
-
-    def representative() -> Iterator[dict[str, Any]]:
-        for row in source.calibration:
-            yield {source.input.name: row[np.newaxis]}
-
-    converter = _converter(folder)
+def _float16(tf: Any, converter: Any, job: Job) -> None:
+    """float16 weights, which the delegate or the CPU computes with in float32."""
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.representative_dataset = representative
+    converter.target_spec.supported_types = [tf.float16]
+
+
+def _dynamic(tf: Any, converter: Any, job: Job) -> None:
+    """int8 weights; activations are quantized for each run, by the range that they have in it."""
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+
+
+def _int8(tf: Any, converter: Any, job: Job) -> None:
+    """int8 weights and activations, by ranges that come from the calibration rows."""
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = partial(_representative, job)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-    (folder / "model_int8.tflite").write_bytes(converter.convert())
+    if job.int8_io:
+        converter.inference_input_type = tf.int8
+        converter.inference_output_type = tf.int8
 
 
-_REQUIRES = ("tensorflow", "ai_edge_litert.interpreter")
+def _int16x8(tf: Any, converter: Any, job: Job) -> None:
+    """int8 weights and int16 activations, by ranges that come from the calibration rows."""
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = partial(_representative, job)
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.EXPERIMENTAL_TFLITE_BUILTINS_ACTIVATIONS_INT16_WEIGHTS_INT8]
 
-register(Exporter("tflite", "float32", "model.tflite", _REQUIRES, FLOAT32, convert_float32, derived=True))
-register(Exporter("tflite", "int8", "model_int8.tflite", _REQUIRES, INT8, convert_int8))
+
+def _representative(job: Job) -> Iterator[dict[str, Any]]:
+    """The calibration rows, one at a time."""
+    for i in range(len(next(iter(job.calibration.values())))):
+        yield {name: array[i : i + 1] for name, array in job.calibration.items()}
+
+
+Prepare = Callable[[Any, Any, Job], None]
+
+
+def _convert(prepare: Prepare, job: Job, path: Path) -> None:
+    tf = extras.load("tensorflow", "exporting a model")
+    folder = job.unrolled or job.fixed or job.saved_model
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=[job.signature.name])
+    prepare(tf, converter, job)
+    try:
+        model = converter.convert()
+    except Exception as error:  # the converter raises every kind
+        raise _explained(error) from error
+    path.write_bytes(_described(model, job))
+
+
+def _described(model: bytes, job: Job) -> bytes:
+    """The file with TFLite Metadata: labels, and how pixels become numbers."""
+    inputs = [
+        tflite_metadata.image_input(job.preprocessing, name) if job.preprocessing else TensorMetadata(name)
+        for name in job.signature.inputs
+    ]
+    labels = job.labels if job.task == "classification" else ()
+    outputs = [TensorMetadata(name, labels=labels) for name in job.signature.outputs]
+    return tflite_metadata.pack(
+        model,
+        name=job.model,
+        version=job.producer,
+        description=f"{job.model}, {job.task}; source {job.source[:16]}",
+        inputs=inputs,
+        outputs=outputs,
+        signature=job.signature.name,
+    )
+
+
+def _explained(error: Exception) -> ServableError:
+    """The converter's texts are pages long; the operations that TFLite lacks are what a user needs of them."""
+    text = str(error)
+    for head in ("TF Select ops:", "Custom ops:"):
+        if head in text:
+            return UnimplementedError(f"TFLite has no builtin for {text.split(head)[1].splitlines()[0].strip()}")
+    return ExportError(first_line(error))
+
+
+def _no_other_dtypes(job: Job) -> str | None:
+    for spec in (*job.signature.inputs.values(), *job.signature.outputs.values()):
+        if spec.dtype in ("string", "float64"):
+            return f"{spec.name!r} is {spec.dtype}, which TFLite's builtins do not work on"
+    return None
+
+
+def _no_loops(job: Job) -> str | None:
+    if not job.unrolled and LOOPS & job.operations:
+        return "the model has a loop, which the converter cannot quantize"
+    return _no_other_dtypes(job)
+
+
+def _no_integers(job: Job) -> str | None:
+    for spec in job.signature.inputs.values():
+        if spec.dtype.startswith(("int", "uint")):
+            return f"{spec.name!r} is {spec.dtype}, which the converter does not take beside int16 activations"
+    return _no_loops(job)
+
+
+for quantization, path, prepare, unsupported in (
+    ("float32", "model.tflite", _float32, _no_other_dtypes),
+    ("float16", "model_float16.tflite", _float16, _no_other_dtypes),
+    ("dynamic", "model_dynamic.tflite", _dynamic, _no_other_dtypes),
+    ("int8", "model_int8.tflite", _int8, _no_loops),
+    ("int16x8", "model_int16x8.tflite", _int16x8, _no_integers),
+):
+    register(
+        Exporter(
+            "tflite",
+            quantization,
+            path,
+            ("tensorflow", "ai_edge_litert.interpreter"),
+            partial(_convert, prepare),
+            unsupported,
+            derived=quantization == "float32",
+        )
+    )

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 
 from servable.cli.course import source
-from servable.export import export_model
+from servable.export import ExportOptions, export_model
 from servable.models import card
 from servable.serving import Server, ServerOptions
 from servable.store import Store
@@ -22,10 +22,10 @@ from servable.store import Store
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """A store with version 1 of celsius, mlp and cnn in every format. Read only: tests copy to change."""
+    """A store with version 1 of celsius, mlp and cnn as float32 and int8. Read only: tests copy to change."""
     store = Store(tmp_path_factory.mktemp("shared") / "store")
     for name in ("celsius", "mlp", "cnn"):
-        export_model(source(card(name)), store)
+        export_model(source(card(name)), store, ExportOptions(quantizations=("float32", "int8")))
     return store
 
 

@@ -59,8 +59,11 @@ def here(capfd: pytest.CaptureFixture[str]) -> Here:
             "no command 'exprot'; did you mean 'export'? Known: bench, demo, export, list, models, predict, serve",
         ),
         ("--verison", "No such option '--verison'. Did you mean '--version'? (see servable --help)"),
-        ("export cnn --stor x", "No such option '--stor'. Did you mean '--store'? (see servable export --help)"),
-        ("export", "Missing argument 'NAME...'. (see servable export --help)"),
+        (
+            "export cnn --stor x",
+            "No such option '--stor'. (Did you mean one of: '--store', '--trust-source'?) (see servable export --help)",
+        ),
+        ("export", "Missing argument 'SOURCE...'. (see servable export --help)"),
         (
             "serve",
             "there is nothing to serve: give a STORE, --model_name and --model_base_path, or --model_config_file",
@@ -104,7 +107,10 @@ def test_unknown_model_in_a_store(here: Here, store: Store) -> None:
 def test_unknown_format(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     error = the_error(here("export", "cnn", "--formats", "tflite,onxx"), 2)
-    assert error == "no format 'onxx'; did you mean 'onnx'? Known: onnx, saved_model, tflite, tflite_int8"
+    assert error == (
+        "no format 'onxx'; did you mean 'onnx'? Known: onnx, onnx_float16, onnx_int8, saved_model, tflite, "
+        "tflite_dynamic, tflite_float16, tflite_int16x8, tflite_int8"
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -24,6 +24,7 @@ import servable
 from servable.cli import VERBS, run
 from servable.clients import connect
 from servable.errors import CancelledError, UnavailableError
+from servable.export.registry import QUANTIZATIONS, ordered
 from servable.manifest import Manifest
 from servable.models import CATALOGUE, samples
 from servable.process import Child
@@ -55,7 +56,10 @@ def test_the_help_lists_every_verb(capsys: Capture) -> None:
 
 def test_the_help_of_export_names_the_registered_formats(capsys: Capture) -> None:
     run(["export", "--help"])
-    assert "saved_model, tflite, tflite_int8, onnx" in " ".join(capsys.readouterr().out.split())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ", ".join(dict.fromkeys(exporter.format for exporter in ordered())) in shown
+    assert ", ".join(QUANTIZATIONS) in shown
+    assert {exporter.quantization for exporter in ordered()} == set(QUANTIZATIONS)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], []])
@@ -105,7 +109,7 @@ def test_train_then_export_the_trained_weights(cli: Cli, tmp_path: Path) -> None
     assert "train celsius: loss " in trained.stderr
 
     weights = tmp_path / "mine" / "celsius.weights.h5"
-    exported = cli("export", "celsius", "--weights", weights, "--formats", "onnx", cwd=tmp_path)
+    exported = cli("export", "celsius", "--weights", weights, "--quantize", "float32", cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
     assert "published store/celsius/1" in exported.stdout
     manifest = Manifest.read(tmp_path / "store" / "celsius" / "1")
@@ -114,7 +118,9 @@ def test_train_then_export_the_trained_weights(cli: Cli, tmp_path: Path) -> None
 
 
 def test_export(cli: Cli, tmp_path: Path) -> None:
-    done = cli("export", "celsius", "mlp", "--store", "here", "--formats", "saved_model, tflite", cwd=tmp_path)
+    done = cli(
+        "export", "celsius", "mlp", "--store", "here", "--formats", "tflite", "--quantize", "float32", cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     published = [line for line in done.stdout.splitlines() if line.startswith("published ")]
     assert published == ["published here/celsius/1", "published here/mlp/1"]
@@ -122,6 +128,7 @@ def test_export(cli: Cli, tmp_path: Path) -> None:
     assert "onnx" not in done.stdout
     steps = [line.split(": ")[1] for line in done.stderr.splitlines() if line.startswith("export mlp: ")]
     assert steps[1:] == [
+        "run the source model",
         "convert saved_model",
         "convert tflite",
         "verify saved_model",
@@ -142,7 +149,7 @@ def test_bench_as_a_table(store: Store, capfd: Capture, place: str) -> None:
     header = next(line for line in stdout.splitlines() if "artifact" in line)
     assert re.findall(r"\w+", header) == ["artifact", "size", "init", "p50", "p90", "p99", "accuracy"]
     rows = [re.sub(r"[│ ]+", " ", line).split() for line in stdout.splitlines() if " ms " in line]
-    assert [row[0] for row in rows] == ["saved_model", "tflite", "tflite", "onnx"]
+    assert [row[0] for row in rows] == ["saved_model", "tflite", "tflite", "onnx", "onnx"]
     assert all(row[-1].endswith("%") for row in rows)
 
 

@@ -49,7 +49,7 @@ def test_an_artifact_whose_engine_is_missing_is_reported(store: Store, monkeypat
         bench_version(folder, Manifest.read(folder), None, 0.01, lambda artifact, _: skipped.append(artifact))
     )
     assert [artifact.format for artifact in skipped] == ["tflite", "tflite"]
-    assert [result.artifact for result in results] == ["saved_model", "onnx"]
+    assert [result.artifact for result in results] == ["saved_model", "onnx", "onnx int8"]
 
 
 @pytest.mark.parametrize(("percent", "value"), [(1, 1.0), (50, 50.0), (90, 90.0), (99, 99.0), (100, 100.0)])

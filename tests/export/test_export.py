@@ -23,8 +23,9 @@ from numpy.typing import NDArray
 
 from servable import extras, metrics
 from servable.cli.course import source
-from servable.errors import InvalidArgumentError
-from servable.export import export_model
+from servable.clients import connect
+from servable.errors import AlreadyExistsError, InvalidArgumentError
+from servable.export import ExportOptions, export_model
 from servable.export.registry import REGISTRY, Exporter, register
 from servable.manifest import Manifest
 from servable.models import card, samples, training
@@ -70,9 +71,16 @@ class Parity:
 PARITY = {
     "saved_model": Parity(".", with_tensorflow, 1e-4, 1e-6),
     "tflite": Parity("model.tflite", with_litert, 1e-4, 1e-5),
+    "tflite_float16": Parity("model_float16.tflite", with_litert, 0.03, 5e-3, agreement=0.998),
+    "tflite_dynamic": Parity("model_dynamic.tflite", with_litert, 0.1, 0.1, agreement=0.98),
     "tflite_int8": Parity("model_int8.tflite", with_litert, 2.6, 0.15, agreement=0.98),
+    "tflite_int16x8": Parity("model_int16x8.tflite", with_litert, 0.1, 0.1, agreement=0.98),
     "onnx": Parity("model.onnx", with_onnxruntime, 1e-4, 1e-5),
+    "onnx_float16": Parity("model_float16.onnx", with_onnxruntime, 0.1, 5e-3, agreement=0.998),
+    "onnx_int8": Parity("model_int8.onnx", with_onnxruntime, 2.6, 0.2, agreement=0.97),
 }
+TFLITE = [key for key in PARITY if key.startswith("tflite")]
+ONNX = [key for key in PARITY if key.startswith("onnx")]
 
 
 @cache
@@ -134,7 +142,7 @@ def test_the_batch_is_dynamic(store: Store, key: str, count: int) -> None:
     np.testing.assert_allclose(answers["probabilities"].sum(-1), 1, atol=0.02)
 
 
-@pytest.mark.parametrize("key", ["tflite", "tflite_int8"])
+@pytest.mark.parametrize("key", TFLITE)
 @pytest.mark.parametrize("name", NAMES)
 def test_tflite_signatures_have_the_card_s_names(store: Store, name: str, key: str) -> None:
     interpreter = Interpreter(model_path=str(store.path(name) / PARITY[key].path))
@@ -156,7 +164,7 @@ def analysis(path: Path, capfd: pytest.CaptureFixture[str]) -> str:
     return capfd.readouterr().out
 
 
-@pytest.mark.parametrize("key", ["tflite", "tflite_int8"])
+@pytest.mark.parametrize("key", TFLITE)
 @pytest.mark.parametrize("name", NAMES)
 def test_tflite_files_hold_their_weights_as_constants(
     store: Store, name: str, key: str, capfd: pytest.CaptureFixture[str]
@@ -181,11 +189,12 @@ def test_int8_files_are_less_than_a_third_of_float32(store: Store, name: str) ->
     assert (folder / "model_int8.tflite").stat().st_size <= 0.30 * (folder / "model.tflite").stat().st_size
 
 
+@pytest.mark.parametrize("key", ONNX)
 @pytest.mark.parametrize("name", NAMES)
-def test_onnx_files_are_valid_and_named_as_the_card_says(store: Store, name: str) -> None:
-    loaded = onnx.load(store.path(name) / "model.onnx")
+def test_onnx_files_are_valid_and_named_as_the_card_says(store: Store, name: str, key: str) -> None:
+    loaded = onnx.load(store.path(name) / PARITY[key].path)
     onnx.checker.check_model(loaded, full_check=True)
-    artifact = manifest(store, name).artifact("onnx")
+    artifact = manifest(store, name).artifact("onnx", REGISTRY[key].quantization)
     assert artifact is not None
     assert [entry.version for entry in loaded.opset_import if entry.domain in ("", "ai.onnx")] == [artifact.opset]
     signature = card(name).signature
@@ -197,6 +206,8 @@ def test_onnx_files_are_valid_and_named_as_the_card_says(store: Store, name: str
     properties = {item.key: item.value for item in loaded.metadata_props}
     assert properties["servable.model"] == name
     assert tuple(json.loads(properties["servable.labels"])) == card(name).labels
+    assert properties["servable.task"] == card(name).task
+    assert properties["servable.source"] == manifest(store, name).source["sha256"]
 
 
 def as_saved_model_cli(signatures: Mapping[str, tuple[dict[str, str], dict[str, str], str]]) -> dict[str, Any]:
@@ -312,11 +323,16 @@ def test_there_is_evidence_for_all_that_an_artifact_answers(store: Store, name: 
     rows = len(samples.test_samples(card(name)).inputs)
     for artifact in found.artifacts:
         expected = set(found.signatures) if artifact.quantization == "float32" else {DEFAULT_SIGNATURE}
+        assert artifact.batch == "dynamic"
         assert set(artifact.evidence) == expected >= set(artifact.signatures)
         assert all(artifact.proves(signature) for signature in expected)
         main = artifact.evidence[DEFAULT_SIGNATURE]
         assert (main.samples, main.metric) == (rows, card(name).metric)
         assert all(0 <= e.mean_abs_error <= e.max_abs_error for e in artifact.evidence.values())
+        (error,) = main.outputs.values()
+        assert error.max_abs_error == main.max_abs_error
+        assert error.source_min < error.source_max
+        assert len(set(main.worst_samples)) == 5
 
 
 @pytest.mark.parametrize("key", PARITY)
@@ -366,14 +382,17 @@ def test_a_second_export_is_version_2_and_leaves_version_1(store: Store, tmp_pat
 @pytest.mark.parametrize(
     ("formats", "files"),
     [
-        (("saved_model",), set()),
-        (("tflite_int8",), {"model_int8.tflite"}),
-        (("onnx", "tflite"), {"model.onnx", "model.tflite"}),
+        ((("saved_model",), ()), set()),
+        ((("tflite_int8",), ()), {"model_int8.tflite"}),
+        ((("onnx", "tflite"), ("float32",)), {"model.onnx", "model.tflite"}),
+        ((("onnx",), ()), {"model.onnx", "model_float16.onnx", "model_int8.onnx"}),
+        (((), ("float16",)), {"model_float16.onnx", "model_float16.tflite"}),
+        ((("onnx", "tflite_dynamic"), ("int8",)), {"model_int8.onnx", "model_dynamic.tflite"}),
     ],
 )
-def test_a_subset_of_formats(tmp_path: Path, formats: tuple[str, ...], files: set[str]) -> None:
+def test_a_subset_of_formats(tmp_path: Path, formats: tuple[tuple[str, ...], tuple[str, ...]], files: set[str]) -> None:
     store = Store(tmp_path)
-    published = export_model(source(card("celsius")), store, formats)
+    published = export_model(source(card("celsius")), store, ExportOptions(*formats))
     assert {artifact.path for artifact in published.artifacts} == files | {"."}
     assert {path.name for path in store.path("celsius").glob("model*")} == files
     assert (store.path("celsius") / "saved_model.pb").is_file()
@@ -381,14 +400,62 @@ def test_a_subset_of_formats(tmp_path: Path, formats: tuple[str, ...], files: se
 
 def test_an_unknown_format_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match=r"no format 'onxx'; did you mean 'onnx'\? Known: onnx, .*tflite"):
-        export_model(source(card("celsius")), Store(tmp_path / "store"), ("onxx",))
+        export_model(source(card("celsius")), Store(tmp_path / "store"), ExportOptions(("onxx",)))
+    with pytest.raises(InvalidArgumentError, match=r"no quantization 'int9'; did you mean 'int8'\?"):
+        export_model(source(card("celsius")), Store(tmp_path / "store"), ExportOptions((), ("int9",)))
+    with pytest.raises(InvalidArgumentError, match="no artifact is both one of onnx and dynamic"):
+        export_model(source(card("celsius")), Store(tmp_path / "store"), ExportOptions(("onnx",), ("dynamic",)))
     assert not (tmp_path / "store").exists()
+
+
+def test_a_version_has_the_number_that_was_asked_for_once(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    options = ExportOptions(("saved_model",), version=7)
+    assert export_model(source(card("celsius")), store, options).version == 7
+    before = digests(store.path("celsius", 7))
+    with pytest.raises(AlreadyExistsError, match="7 exists already, and a published version is never changed"):
+        export_model(source(card("celsius")), store, options)
+    assert digests(store.path("celsius", 7)) == before
+    assert export_model(source(card("celsius")), store, ExportOptions(("saved_model",))).version == 8
+
+
+def test_int8_inputs_and_outputs_where_they_are_asked_for(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    published = export_model(source(card("cnn")), store, ExportOptions(("tflite_int8",), int8_io=True))
+    runner = Interpreter(model_path=str(store.path("cnn") / "model_int8.tflite")).get_signature_runner()
+    (given,), (answered,) = runner.get_input_details().values(), runner.get_output_details().values()
+    assert (given["dtype"], answered["dtype"]) == (np.int8, np.int8)
+    artifact = published.artifact("tflite", "int8")
+    assert artifact is not None
+    # The evidence is of real numbers all the same, and clients hand them in and out.
+    assert artifact.evidence[DEFAULT_SIGNATURE].metric_value == pytest.approx(0.935, abs=0.01)
+    rows = samples.test_samples(card("cnn")).inputs[:50]
+    with connect(str(store.path("cnn") / "model_int8.tflite")) as client:
+        scores = client.predict(rows)
+    assert scores.dtype == np.float32
+    assert np.mean(scores.argmax(-1) == model("cnn").predict(rows, verbose=0).argmax(-1)) >= 0.96
+
+
+def test_another_opset(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    published = export_model(source(card("celsius")), store, ExportOptions(("onnx",), ("float32",), opset=15))
+    loaded = onnx.load(store.path("celsius") / "model.onnx")
+    artifact = published.artifact("onnx")
+    assert artifact is not None
+    assert artifact.opset == 15
+    assert [entry.version for entry in loaded.opset_import if entry.domain in ("", "ai.onnx")] == [15]
 
 
 def test_progress_counts_every_step(tmp_path: Path) -> None:
     steps: list[tuple[str, int, int]] = []
-    export_model(source(card("celsius")), Store(tmp_path), ("onnx",), lambda *step: steps.append(step))
+    export_model(
+        source(card("celsius")),
+        Store(tmp_path),
+        ExportOptions(("onnx",), ("float32",)),
+        lambda *step: steps.append(step),
+    )
     assert [text for text, _, _ in steps] == [
+        "run the source model",
         "convert saved_model",
         "convert onnx",
         "verify saved_model",
@@ -396,5 +463,5 @@ def test_progress_counts_every_step(tmp_path: Path) -> None:
         "publish",
         "done",
     ]
-    assert [done for _, done, _ in steps] == list(range(6))
-    assert {total for _, _, total in steps} == {5}
+    assert [done for _, done, _ in steps] == list(range(7))
+    assert {total for _, _, total in steps} == {6}

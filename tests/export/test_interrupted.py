@@ -18,13 +18,14 @@ import pytest
 
 from servable.cli import run
 from servable.cli.course import source
-from servable.export import Source, export_model
-from servable.export.registry import REGISTRY
+from servable.export import ExportOptions, Source, export_model, saved_model
+from servable.export.registry import REGISTRY, Job
 from servable.manifest import Manifest, measure_artifact
 from servable.models import card
 from servable.store import STAGING, Store
 
 LIMIT_S = 120
+SAVED_MODEL = ExportOptions(("saved_model",))
 COMMAND = [sys.executable, "-m", "servable", "export"]
 
 
@@ -56,7 +57,7 @@ def poll(ready: Callable[[], bool], process: subprocess.Popen[str]) -> None:
 
 def staged(store: Store, name: str) -> bool:
     """Whether any staging folder holds this file; with no name, whether there is one."""
-    pattern = f"{STAGING}/*/{name}" if name else f"{STAGING}/*/"
+    pattern = f"{STAGING}/*/version/{name}" if name else f"{STAGING}/*/"
     return any(path.is_dir() or name for path in store.root.glob(pattern))
 
 
@@ -87,14 +88,14 @@ def test_killed(tmp_path: Path, moment: str) -> None:
         check_complete(store, "cnn", 1)
     else:
         assert visible(store) in ([STAGING], [STAGING, "cnn"])
-    following = export_model(source(card("cnn")), store, ("saved_model",))
+    following = export_model(source(card("cnn")), store, SAVED_MODEL)
     assert following.version == len(published) + 1
     check_complete(store, "cnn", following.version)
     assert visible(store) == ["cnn"]
 
 
-def press_control_c(given: Source, folder: Path) -> None:
-    (folder / "model.tflite").write_bytes(b"half")
+def press_control_c(job: Job, path: Path) -> None:
+    path.write_bytes(b"half")
     signal.raise_signal(signal.SIGINT)
 
 
@@ -112,7 +113,7 @@ def test_interrupted_at_the_keyboard(
 
 def test_two_at_once_get_versions_of_their_own(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
-    arguments = ("celsius", "--store", store.root, "--formats", "tflite")
+    arguments = ("celsius", "--store", store.root, "--formats", "tflite", "--quantize", "float32")
     with started(tmp_path, *arguments) as one, started(tmp_path, *arguments) as two:
         answers = [process.communicate(timeout=LIMIT_S) for process in (one, two)]
     assert [one.returncode, two.returncode] == [0, 0], answers
@@ -128,13 +129,13 @@ def test_an_export_leaves_the_staging_folder_of_a_live_one_alone(tmp_path: Path)
     store = Store(tmp_path / "store")
     with store.staging("celsius") as live:
         (live / "half").write_text("done")
-        assert export_model(source(card("celsius")), store, ("saved_model",)).version == 1
+        assert export_model(source(card("celsius")), store, SAVED_MODEL).version == 1
         assert (live / "half").read_text() == "done"
     assert visible(store) == ["celsius"]
 
 
-def full_disk(given: Source, folder: Path) -> None:
-    (folder / "model.tflite").write_bytes(b"half")
+def full_disk(given: Job | Source, path: Path) -> None:
+    (path / "half" if path.is_dir() else path).write_bytes(b"half")
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -143,7 +144,10 @@ def test_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], key: str
 ) -> None:
     store = Store(tmp_path / "store")
-    monkeypatch.setitem(REGISTRY, key, replace(REGISTRY[key], convert=full_disk))
+    if key == "saved_model":
+        monkeypatch.setattr(saved_model, "write", full_disk)
+    else:
+        monkeypatch.setitem(REGISTRY, key, replace(REGISTRY[key], convert=full_disk))
     assert run(["export", "celsius", "--store", str(store.root)]) == 5
     stdout, stderr = capfd.readouterr()
     assert stdout == ""
