@@ -11,7 +11,7 @@ from ..errors import ExportError, InvalidArgumentError
 from ..export import ExportOptions, Source, export_model
 from ..export.assemble import Description, open_source
 from ..export.origin import Opening, is_origin
-from ..export.registry import FORMATS, OPSET, QUANTIZATIONS, choose
+from ..export.registry import FORMATS, OPSET, OPSETS, QUANTIZATIONS, choose
 from ..export.source import TASKS
 from ..export.tolerance import parse_overrides
 from ..extras import load, require
@@ -56,7 +56,7 @@ def _range(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="[ARTIFACT:]LIMIT=NUMBER",
     help="Another limit, such as tflite_int8:max_metric_drop=0.02; may be repeated.",
 )
-@click.option("--opset", type=click.IntRange(13, 21), default=OPSET, show_default=True, help="Opset of the ONNX files.")
+@click.option("--opset", type=click.IntRange(*OPSETS), default=OPSET, show_default=True, help="Opset of the ONNX files.")
 @click.option("--int8-io", is_flag=True, help="int8 inputs and outputs in model_int8.tflite.  [default: float32]")
 @click.option("--allow-missing", is_flag=True, help="Exit with 0 although an artifact could not be made.")
 @click.option("--weights", type=_FILE, help="Weights of a catalogue model, as 'servable train' writes them.")

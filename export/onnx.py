@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import extras
 from ..errors import ExportError, UnimplementedError
 from . import onnx_quantize
@@ -21,23 +23,36 @@ _FLOAT32 = "model.onnx"
 _UNKNOWN = re.compile(r"No Op registered for (\w+)")
 
 
-def _from_tensorflow(job: Job, folder: Path) -> Any:
+def _from_tensorflow(job: Job) -> Any:
     """A float32 ModelProto of the signature, with what a reader of the file wants to know of it."""
     tf = extras.load("tensorflow", "exporting a model")
     tf2onnx = extras.load("tf2onnx", "exporting to ONNX")
     onnx = extras.load("onnx", "exporting to ONNX")
     logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # it logs what it then raises
-    loaded = tf.saved_model.load(str(folder))
+    loaded = tf.saved_model.load(str(job.saved_model))
     call = loaded.signatures[job.signature.name]
     specs = [tf.TensorSpec(spec.shape, spec.dtype, name=name) for name, spec in job.signature.inputs.items()]
 
     def traced(*tensors: Any) -> Any:
         answers = call(**dict(zip(job.signature.inputs, tensors, strict=True)))
-        return {name: answers[name] for name in job.signature.outputs}
+        return [answers[name] for name in job.signature.outputs]
 
-    function = tf.function(traced, input_signature=specs, autograph=False)
+    concrete = tf.function(traced, input_signature=specs, autograph=False).get_concrete_function()
+    # Captured tensors are inputs too, of which tf2onnx.convert.from_function would make inputs of the file.
+    inputs = [tensor.name for tensor in concrete.inputs[: len(specs)]]
+    outputs = [tensor.name for tensor in concrete.outputs]
+    names = dict(zip(inputs + outputs, [*job.signature.inputs, *job.signature.outputs], strict=True))
     try:
-        model, _ = tf2onnx.convert.from_function(function, input_signature=specs, opset=job.opset)
+        frozen = tf2onnx.tf_loader.from_function(concrete, inputs, outputs)
+        model, _ = tf2onnx.convert.from_graph_def(
+            frozen,
+            name=job.model,
+            input_names=inputs,
+            output_names=outputs,
+            opset=job.opset,
+            tensors_to_rename=names,
+            custom_op_handlers={"Erfc": (_erfc, [])},
+        )
     except Exception as error:  # tf2onnx raises every kind
         raise ExportError(first_line(error)) from error
     onnx.helper.set_model_props(
@@ -53,6 +68,15 @@ def _from_tensorflow(job: Job, folder: Path) -> Any:
     return model
 
 
+def _erfc(context: Any, node: Any, name: str, arguments: Any) -> None:
+    """Make 1 - Erf(x) of TensorFlow's Erfc(x), of which Keras makes the exact GELU and tf2onnx nothing."""
+    dtype = extras.load("tf2onnx", "exporting to ONNX").utils.map_onnx_to_numpy_type(context.get_dtype(node.output[0]))
+    erf = context.make_node("Erf", [node.input[0]])
+    one = context.make_const(f"{name}_one", np.array(1, dtype))
+    node.type = "Sub"
+    context.replace_inputs(node, [one.output[0], erf.output[0]])
+
+
 def _write(change: Callable[[Any, Job], Any] | None, job: Job, path: Path) -> None:
     """Write a file that ``onnx.checker`` and its shape inference find nothing wrong with."""
     onnx = extras.load("onnx", "exporting to ONNX")
@@ -60,7 +84,7 @@ def _write(change: Callable[[Any, Job], Any] | None, job: Job, path: Path) -> No
     if change and ready.is_file():
         model = onnx.load(ready)
     else:
-        model = _from_tensorflow(job, job.saved_model)
+        model = _from_tensorflow(job)
         _check(onnx, model)
     if change:
         model = change(model, job)

@@ -7,9 +7,9 @@ a CPU, where ONNX Runtime casts to float32 and back around most nodes.
 int8 is ONNX Runtime's static quantization to QDQ nodes (``onnxruntime.quantization``), with choices
 that were measured against their alternatives:
 
-- Weights use 7 of the 8 bits, with a scale for each channel. On x86 without VNNI, ONNX Runtime sums
-  8-bit products in 16 bits, which saturate: 8-bit weights cost a small CNN with batch norms nine
-  points of accuracy there. 7 bits answer alike on every processor.
+- Weights use 7 of the 8 bits, with a scale for each channel. On x86 without VNNI, ONNX Runtime sums two
+  products in 16 bits. With 8 bits they saturate, which cost a small CNN with batch norms nine points
+  of accuracy; with 7 bits they cannot.
 - Activations are uint8. With int8 ones, ONNX Runtime 1.32 on x86 leaves convolutions of residual
   blocks in float32; the answers are the same.
 - Ranges are the minimum and maximum over the calibration rows. Entropy and percentiles were no more
@@ -37,7 +37,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .. import extras
-from ..errors import ExportError
+from ..errors import ExportError, UnimplementedError
 
 if TYPE_CHECKING:
     import onnx
@@ -89,15 +89,16 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
     float16 cannot hold to a thousandth of its largest value (beyond 65504, or all of it tiny) stays
     float32. Inputs and outputs (names, dtypes, dynamic batch), opset and ``metadata_props`` stay.
 
-    Raises `ExportError` if no weight can become float16, or if the model is not valid ONNX.
+    Raises `UnimplementedError` if no weight can become float16, and `ExportError` if the model is not
+    valid ONNX.
     """
     onnx = extras.load("onnx", _PURPOSE)
 
     def encode(name: str, array: Array) -> Encoded:
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             half = array.astype(np.float16)
-        error, largest = np.abs(half.astype(np.float32) - array).max(initial=0), np.abs(array).max(initial=0)
-        if not error <= largest / 1024:  # not for NaN either
+            error = np.abs(half.astype(np.float32) - array).max(initial=0)
+        if not error <= np.abs(array).max(initial=0) / 1024:  # not for NaN either
             return None
         stored = onnx.numpy_helper.from_array(half, f"{name}_float16")
         return [stored], onnx.helper.make_node("Cast", [stored.name], [name], to=onnx.TensorProto.FLOAT)
@@ -117,8 +118,8 @@ def to_int8(model: onnx.ModelProto, calibration: Mapping[str, Array]) -> onnx.Mo
     those to come. They are run in batches of about a megabyte, so that memory does not grow with
     their number. Inputs and outputs (names, dtypes, dynamic batch), opset and ``metadata_props`` stay.
 
-    Raises `ExportError` if the calibration data do not fit the inputs, if there is nothing to
-    quantize, or if ONNX Runtime cannot run or quantize the model.
+    Raises `UnimplementedError` if there is nothing to quantize, and `ExportError` if the calibration
+    data do not fit the inputs, or if ONNX Runtime cannot run or quantize the model.
     """
     onnx = extras.load("onnx", _PURPOSE)
     ort = extras.load("onnxruntime", _PURPOSE)
@@ -358,11 +359,11 @@ def _check(model: onnx.ModelProto) -> None:
         raise ExportError(f"{_label(model)} is not valid ONNX: {_reason(error)}") from error
 
 
-def _without_weights(model: onnx.ModelProto, what: str) -> ExportError:
+def _without_weights(model: onnx.ModelProto, what: str) -> UnimplementedError:
     onnx = extras.load("onnx", _PURPOSE)
     kinds = {onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).name for tensor in _matrices(model)}
     held = f"; it has matrices of {', '.join(sorted(kinds))}" if kinds else ""
-    return ExportError(f"{_label(model)} {what}{held}; leave this format out")
+    return UnimplementedError(f"{_label(model)} {what}{held}")
 
 
 def _label(model: onnx.ModelProto) -> str:

@@ -205,7 +205,7 @@ class _Work:
             raise
         except (ExportError, ArtifactError) as error:
             path.unlink(missing_ok=True)
-            self._leave_out(exporter, str(error), failed=True)
+            self._leave_out(exporter, str(error).replace(str(path), exporter.path), failed=True)
             return None
 
     def _verify(self, exporter: Exporter, artifact: Artifact, run: Run, cases: Sequence[Case]) -> Artifact:

@@ -12,6 +12,8 @@ from ..signature import Signature
 from .source_model import Arrays
 
 OPSET = 17
+# Quantization by channel begins with the first of these, and tf2onnx ends with the last.
+OPSETS = (13, 18)
 
 # The orders in which artifacts are made and listed; all are converted from the SavedModel.
 FORMATS = ("saved_model", "tflite", "onnx")

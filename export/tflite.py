@@ -99,7 +99,8 @@ def _explained(error: Exception) -> ServableError:
     for head in ("TF Select ops:", "Custom ops:"):
         if head in text:
             return UnimplementedError(f"TFLite has no builtin for {text.split(head)[1].splitlines()[0].strip()}")
-    return ExportError(first_line(error))
+    reason = first_line(error)
+    return UnimplementedError(reason) if "not yet supported for op" in reason else ExportError(reason)
 
 
 def _no_other_dtypes(job: Job) -> str | None:

@@ -24,7 +24,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from servable.errors import ExportError
+from servable.errors import ExportError, UnimplementedError
 from servable.export.onnx_quantize import to_float16, to_int8
 from servable.models import card, samples, training
 
@@ -500,7 +500,7 @@ def test_calibration_runs_in_small_batches_and_sees_every_row(
 ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     "no weights in float16": (
         lambda: to_float16(relu()),
-        "toy has no layer with float32 weights that float16 can hold; leave this format out",
+        "toy has no layer with float32 weights that float16 can hold",
     ),
     "weights beyond float16": (
         lambda: to_float16(dense(scale=1e6)),
@@ -514,12 +514,11 @@ ERRORS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "no weights in int8": (
         lambda: to_int8(relu(), {"x": random(9, 8)}),
-        "toy has nothing to quantize: no layer has one matrix or kernel of float32 weights; leave this format out",
+        "toy has nothing to quantize: no layer has one matrix or kernel of float32 weights",
     ),
     "float64 in int8": (
         lambda: to_int8(dense(dtype=np.float64), {"x": random(9, 8).astype(np.float64)}),
-        "toy has nothing to quantize: no layer has one matrix or kernel of float32 weights; it has matrices of "
-        "float64; leave this format out",
+        "toy has nothing to quantize: no layer has one matrix or kernel of float32 weights; it has matrices of float64",
     ),
     "another input": (
         lambda: to_int8(two_inputs(), {"left": random(9, 8), "wrong": random(9, 4)}),
@@ -572,7 +571,7 @@ def broken() -> onnx.ModelProto:
 @pytest.mark.parametrize("case", ERRORS)
 def test_what_cannot_be_done_is_said_in_one_line(case: str, capfd: pytest.CaptureFixture[str]) -> None:
     call, message = ERRORS[case]
-    with pytest.raises(ExportError) as caught:
+    with pytest.raises((ExportError, UnimplementedError)) as caught:
         call()
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
@@ -582,7 +581,7 @@ def test_what_cannot_be_done_is_said_in_one_line(case: str, capfd: pytest.Captur
 def test_a_model_without_a_name_is_called_by_its_graph_s() -> None:
     model = relu()
     del model.metadata_props[:]
-    with pytest.raises(ExportError, match=r"^graph has no layer"):
+    with pytest.raises(UnimplementedError, match=r"^graph has no layer"):
         to_float16(model)
 
 

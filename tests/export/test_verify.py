@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 from numpy.typing import NDArray
 
+import servable.export.verify as verify_module
 from servable.cli.course import source
 from servable.errors import ExportError, ParityError, ServableError
 from servable.export import ExportOptions, KerasModel, Source, export_model, saved_model
@@ -256,7 +257,7 @@ def test_a_failing_saved_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
         (fail, "the converter gave up"),
         (fail_silently, "ValueError"),
         (write_nothing, "the conversion wrote no model"),
-        (write_rubbish, "is not a"),
+        (write_rubbish, "model"),
     ],
 )
 def test_a_failing_conversion_costs_that_artifact_alone(
@@ -270,6 +271,7 @@ def test_a_failing_conversion_costs_that_artifact_alone(
     (absent,) = manifest.absent
     assert (absent.format, absent.quantization, absent.failed) == (exporter.format, exporter.quantization, True)
     assert reason in absent.reason
+    assert ".staging" not in absent.reason
     assert not (store.path("celsius") / exporter.path).exists()
 
 
@@ -381,6 +383,97 @@ def test_one_value_that_is_no_number(value: float) -> None:
 
     with pytest.raises(ParityError, match="x: output 'y' holds NaN or infinity, first in sample 2"):
         verify("x", answering(case, spoil), case, INT8, given)
+
+
+def detections(**changes: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    """Two pictures with three detections each, the last of which are guesses."""
+    boxes = np.array([[[0.1, 0.1, 0.5, 0.5], [0.5, 0.5, 0.9, 0.9], [0, 0, 1, 1]]] * 2, np.float32)
+    scores = np.array([[0.9, 0.8, 0.1]] * 2, np.float32)
+    classes = np.array([[1.0, 2.0, 0.0]] * 2, np.float32)
+    return {"boxes": boxes, "scores": scores, "classes": classes} | changes
+
+
+def detector_case() -> tuple[Source, Case]:
+    expected = detections()
+    outputs = {name: TensorSpec(name, "float32", (None, *array.shape[1:])) for name, array in expected.items()}
+    signature = Signature(specs(x=(None, 1)), outputs)
+    targets = {"boxes": expected["boxes"][:, :2], "classes": expected["classes"][:, :2].astype(int)}
+    given = replace(trained("mlp"), task="detection", metric="map50", labels=(), preprocessing=None)
+    inputs = np.arange(2, dtype=np.float32)[:, np.newaxis]
+    return given, Case(signature, "two pictures", {"x": inputs}, expected, targets)
+
+
+def detecting(answers: Arrays) -> Callable[[str, Arrays], Arrays]:
+    return lambda signature, inputs: {name: array[: len(inputs["x"])] for name, array in answers.items()}
+
+
+def test_detections_are_matched_before_they_are_compared() -> None:
+    given, case = detector_case()
+    swapped = {name: array[:, [1, 0, 2]] for name, array in detections().items()}
+    found = verify("x", detecting(swapped), case, FLOAT32, given)
+    assert found.passed
+    assert (found.max_abs_error, found.top1_agreement) == (0.0, 1.0)
+    assert (found.metric, found.metric_value, found.metric_source_value) == ("map50", 1.0, 1.0)
+    assert set(found.outputs) == {"boxes", "scores"}
+
+
+def test_a_guess_below_the_least_score_may_come_and_go() -> None:
+    given, case = detector_case()
+    without = detections(scores=np.array([[0.9, 0.8, 0.0]] * 2, np.float32))
+    assert verify("x", detecting(without), case, FLOAT32, given).passed
+
+
+@pytest.mark.parametrize(
+    ("changes", "criterion"),
+    [
+        ({"scores": np.array([[0.9, 0.7, 0.1]] * 2, np.float32)}, "max abs error 0.1 <= 0.0001"),
+        ({"classes": np.array([[1.0, 3.0, 0.0]] * 2, np.float32)}, "top-1 agreement 50.00% >= 100.00%"),
+        (
+            {"boxes": np.array([[[0.1, 0.1, 0.52, 0.5], [0.5, 0.5, 0.9, 0.9], [0, 0, 1, 1]]] * 2, np.float32)},
+            "max abs error 0.02 <= 0.0001",
+        ),
+    ],
+    ids=["score", "class", "box"],
+)
+def test_detections_that_differ(changes: dict[str, NDArray[Any]], criterion: str) -> None:
+    given, case = detector_case()
+    found = verify("x", detecting(detections(**changes)), case, FLOAT32, given)
+    assert not found.passed
+    assert criterion in found.criterion
+
+
+def test_a_detector_that_loses_map() -> None:
+    given, case = detector_case()
+    wrong = detections(classes=np.array([[1.0, 3.0, 0.0]] * 2, np.float32))
+    found = verify("x", detecting(wrong), case, replace(DROP, max_metric_drop=0.01), given)
+    assert not found.passed
+    assert "metric drop 0.5000 <= 0.01" in found.criterion
+
+
+def test_masks_are_compared_by_pixel_and_by_overlap() -> None:
+    given = replace(trained("mlp"), task="segmentation", metric="mean_iou", labels=(), preprocessing=None)
+    expected = np.zeros((1, 2, 2, 2), np.float32)
+    expected[0, 0, :, 0] = expected[0, 1, :, 1] = 1  # the upper half is of class 0, the lower of class 1
+    signature = Signature(specs(x=(None, 1)), specs(mask=(None, 2, 2, 2)))
+    case = Case(
+        signature, "a picture", {"x": np.zeros((1, 1), np.float32)}, {"mask": expected}, np.array([[[0, 0], [1, 1]]])
+    )
+    wrong = expected.copy()
+    wrong[0, 0, 0] = [0, 1]  # one pixel of four
+    found = verify("x", lambda signature, inputs: {"mask": wrong}, case, Tolerance(max_metric_drop=0.01), given)
+    assert found.top1_agreement == 0.75
+    # Class 0: 1 of 2 pixels of the union; class 1: 2 of 3.
+    assert (found.metric_value, found.metric_source_value) == (pytest.approx((1 / 2 + 2 / 3) / 2), 1.0)
+    assert not found.passed
+
+
+def test_large_models_are_measured_for_a_limited_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    given, case = task_case("regression")
+    monkeypatch.setattr(verify_module, "BUDGET_S", 0.0)
+    monkeypatch.setattr(verify_module, "chunk_rows", lambda inputs: 1)
+    found = verify("x", answering(case, lambda rows: rows), replace(case, least=3), FLOAT32, given)
+    assert found.samples == 3
+    assert "3 of 4 samples within 0 s" in found.criterion
 
 
 def test_derived_signatures_are_asked_with_pictures_and_examples() -> None:
