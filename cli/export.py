@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..errors import ExportError, InvalidArgumentError
+from ..errors import ExportError, InvalidArgumentError, NotFoundError
 from ..export import ExportOptions, Source, export_model
 from ..export.assemble import Description, open_source
 from ..export.origin import Opening, is_origin
@@ -56,7 +56,9 @@ def _range(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="[ARTIFACT:]LIMIT=NUMBER",
     help="Another limit, such as tflite_int8:max_metric_drop=0.02; may be repeated.",
 )
-@click.option("--opset", type=click.IntRange(*OPSETS), default=OPSET, show_default=True, help="Opset of the ONNX files.")
+@click.option(
+    "--opset", type=click.IntRange(*OPSETS), default=OPSET, show_default=True, help="Opset of the ONNX files."
+)
 @click.option("--int8-io", is_flag=True, help="int8 inputs and outputs in model_int8.tflite.  [default: float32]")
 @click.option("--allow-missing", is_flag=True, help="Exit with 0 although an artifact could not be made.")
 @click.option("--weights", type=_FILE, help="Weights of a catalogue model, as 'servable train' writes them.")
@@ -100,7 +102,7 @@ def command(sources: tuple[str, ...], store: Path, allow_missing: bool, **given:
             require(module, f"exporting to {exporter.format}", "export")
     for text in sources:
         if not is_origin(text):
-            find_card(text)  # before TensorFlow is loaded for those before it
+            _check_name(text)  # before TensorFlow is loaded for those before it
     out = stdout()
     incomplete = []
     for text in sources:
@@ -117,6 +119,16 @@ def command(sources: tuple[str, ...], store: Path, allow_missing: bool, **given:
         raise ExportError(
             f"published without {', '.join(incomplete)}, which could not be made; --allow-missing accepts that"
         )
+
+
+def _check_name(text: str) -> None:
+    """Raise `NotFoundError` for a name that is not in the catalogue; a folder may be meant."""
+    try:
+        find_card(text)
+    except NotFoundError as error:
+        if Path(text).exists():
+            raise NotFoundError(f"{error}; for what lies in this folder, write ./{text}") from None
+        raise
 
 
 def _source(text: str, given: dict[str, Any]) -> Source:

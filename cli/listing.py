@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,18 @@ def command(store: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    table = Table("model", "version", "task", "created", "artifacts")
+    table = Table("model", "version", "task", "created", "artifacts", "size")
     for row in rows:
-        artifacts = ", ".join(f"{a['artifact']} {size(a['bytes'])}" for a in row["artifacts"])
-        table.add_row(
-            row["model"], str(row["version"]), row["task"] or "–", row["created"] or "–", row["note"] or artifacts
-        )
+        total = size(sum(artifact["bytes"] for artifact in row["artifacts"])) if row["artifacts"] else "–"
+        told = row["note"] or _summary([artifact["artifact"] for artifact in row["artifacts"]])
+        table.add_row(row["model"], str(row["version"]), row["task"] or "–", row["created"] or "–", told, total)
     stdout().print(table)
+
+
+def _summary(labels: Sequence[str]) -> str:
+    """Formats, with the number of files where there are several: ``saved_model, 5 tflite, 3 onnx``."""
+    count = Counter(label.split()[0] for label in labels)
+    return ", ".join(name if number == 1 else f"{number} {name}" for name, number in count.items())
 
 
 def _describe(store: Store, model: str, version: int) -> dict[str, Any]:

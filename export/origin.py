@@ -254,10 +254,8 @@ def _open_keras(path: Path, how: Opening) -> KerasModel:
 
 def _load(library: str, path: Path, objects: Mapping[str, Any], how: Opening) -> KerasModel:
     keras = _library(library)
-    other = "keras" if library == "tf_keras" else "tf_keras"
-    # A class of the other library would be taken without its weights.
-    own = {name: value for name, value in objects.items() if not _derives_from(value, other)}
-    model = keras.saving.load_model(str(path), custom_objects=own, compile=False, safe_mode=not how.trust)
+    model = keras.saving.load_model(str(path), custom_objects=objects, compile=False, safe_mode=not how.trust)
+    # Where Keras 3 does not look, it makes a custom model of tf_keras, and finds no weights in it to set.
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         raise ExportError(f"it holds no model of {library} but a {kind}")
@@ -287,10 +285,6 @@ def _custom_objects(module: str) -> dict[str, Any]:
         if (isinstance(value, FunctionType) or (isinstance(value, type) and hasattr(value, "from_config")))
         and value.__module__.split(".")[0] not in ("keras", "tf_keras", "tensorflow")
     }
-
-
-def _derives_from(value: Any, library: str) -> bool:
-    return isinstance(value, type) and any(base.__module__.split(".")[0] == library for base in value.__mro__)
 
 
 def _reason(error: Exception) -> str:

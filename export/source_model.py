@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -64,7 +65,14 @@ class TracedModel(SourceModel):
         yield
 
 
+# Keras colours its texts and says first in which layer it was, TensorFlow where it is in the graph.
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_PREAMBLE = re.compile(r"(Exception|Error) encountered (when calling|while)|Graph execution error|Detected at node")
+
+
 def first_line(error: Exception) -> str:
-    """The line of an error that says most: the first that is not empty, else the error's class."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """The line of an error that says most: the first one with a reason in it, else the error's class."""
+    lines = [_COLOURS.sub("", line).strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line]
+    said = [line for line in lines if not _PREAMBLE.match(line)]
+    return (said or lines or [type(error).__name__])[0]

@@ -25,7 +25,7 @@ from servable.models import card, samples
 from servable.store import Store
 
 LIMIT_S = 300
-PATHS = ("gRPC", "REST", "tflite", "tflite int8", "onnx")
+PATHS = ("gRPC", "REST", "tflite", "tflite int8", "onnx", "onnx int8")
 
 
 def alive(group: int) -> bool:
@@ -65,7 +65,7 @@ def test_the_whole_demo(tmp_path: Path) -> None:
         assert f"bench {name}: onnx" in stderr
     assert "All paths agree. Wrote report/report.html and report/report.png in " in stdout
     assert "predict: server stopped" in stderr
-    # The table of predictions: every picture's own label, the same through all five paths.
+    # The table of predictions: every picture's own label, the same through all six paths.
     for label, path in samples.sample_pictures().items():
         rows = [line for line in stdout.splitlines() if f" {path.stem} " in line]
         assert len(rows) == 2

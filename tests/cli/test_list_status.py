@@ -69,15 +69,16 @@ def mixed(store: Store, tmp_path: Path) -> Path:
 
 def test_list_as_a_table(here: Here, store: Store) -> None:
     header, *rows = cells(printed(here("list", store.root)))
-    assert header == ["model", "version", "task", "created", "artifacts"]
+    assert header == ["model", "version", "task", "created", "artifacts", "size"]
     assert [row[:2] for row in rows] == [["celsius", "1"], ["cnn", "1"], ["mlp", "1"]]
     for row in rows:
         manifest = Manifest.read(store.path(row[0]))
         assert row[2] == manifest.task
         assert row[3] == manifest.created
-        for artifact in manifest.artifacts:
-            assert artifact.label in row[4]
-    assert re.search(r"saved_model \d+(\.\d+)? [kM]B", rows[0][4])
+        assert row[4] == "saved_model, 2 tflite, 2 onnx"
+        number, unit = row[5].split()
+        total = sum(artifact.bytes for artifact in manifest.artifacts)
+        assert float(number) * {"kB": 1e3, "MB": 1e6}[unit] == pytest.approx(total, rel=0.01)
 
 
 def test_list_as_json(here: Here, store: Store) -> None:

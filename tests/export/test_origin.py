@@ -196,6 +196,14 @@ def test_when_neither_library_can_read_a_file_both_say_why(tmp_path: Path) -> No
     assert "\n" not in message
 
 
+def test_a_model_of_the_other_library_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A loader that makes such a model leaves its weights as they were made."""
+    original, fresh = (chain(tf_keras, (3,), LAYERS.Dense(4)) for _ in range(2))
+    original.save(tmp_path / "m.h5")
+    monkeypatch.setattr(keras.saving, "load_model", lambda *_, **__: fresh)
+    assert_answers(open_keras(tmp_path / "m.h5"), [LEFT], original(LEFT))
+
+
 def test_a_file_of_keras_3_is_read_by_keras_3_alone(tmp_path: Path) -> None:
     path = tmp_path / "m.keras"
     chain(keras, (3,), keras.layers.Dense(4)).save(path)
