@@ -26,7 +26,8 @@ from ..errors import (
 from ..manifest import measure_artifact
 from ..signature import DEFAULT_SIGNATURE, Signature, TensorSpec
 from . import naming
-from .source_model import Arrays, SourceModel, TracedModel, first_line
+from .parameters import count_parameters
+from .source_model import Arrays, SourceModel, TracedModel, first_line, one_line
 from .structure import leaves, rebuild
 
 ROWS = 250
@@ -36,11 +37,6 @@ _HUB1_TAGS: frozenset[str] = frozenset()
 _HUB1_SIGNATURE = "default"
 # TensorFlow keeps what initializes a model among its signatures.
 _INTERNAL = "__saved_model_"
-# Names that optimizers of TensorFlow 1 give to what they keep beside a variable.
-_SLOTS = ("Adadelta", "Adagrad", "Adam", "ExponentialMovingAverage", "Ftrl", "Momentum", "RMSProp")
-# Where checkpoints of TensorFlow 2 say what belongs to what, and attributes of Keras models without weights.
-_OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"
-_TRAINING = ("optimizer", "_optimizer", "keras_api")
 _OPAQUE = ("resource", "variant", "invalid")
 
 
@@ -156,7 +152,7 @@ class HubModule(TracedModel):
         try:
             loaded = tf.saved_model.load(str(folder), tags=sorted(tags))
         except Exception as error:  # TensorFlow and its parsers raise every kind
-            raise ArtifactError(f"{folder} is not a SavedModel that TensorFlow can load: {_words(error)}") from error
+            raise ArtifactError(f"{folder} is not a SavedModel that TensorFlow can load: {one_line(error)}") from error
         calls = getattr(loaded.__call__, "concrete_functions", ()) if callable(loaded) else ()
         if signature is not None:
             function = loaded.signatures[signature]
@@ -212,63 +208,6 @@ class HubModule(TracedModel):
         return _description(self, self.folder)
 
 
-def count_parameters(folder: Path) -> int:
-    """How many numbers the variables of a SavedModel hold.
-
-    What was kept for the training does not count, where it can be told: optimizers and what they keep,
-    metrics, counters and states of random generators. Constants of a frozen graph are not variables.
-    """
-    tf = extras.load("tensorflow", "exporting a model")
-    prefix = folder / "variables" / "variables"
-    if not prefix.with_suffix(".index").is_file():
-        return 0
-    try:
-        reader = tf.train.load_checkpoint(str(prefix))
-        shapes, dtypes = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-        names = _tracked_variables(reader.get_tensor(_OBJECTS)) if _OBJECTS in shapes else _tf1_variables(shapes)
-    except Exception as error:  # TensorFlow's own errors, RuntimeError for damage, those of protobuf
-        raise ArtifactError(f"{folder} has damaged variables: {_words(error)}") from error
-    # Keras 3's export writes each variable a second time.
-    twice = any(name.startswith("variables/") for name in names)
-    return sum(
-        int(np.prod(shapes[name]))
-        for name in names
-        if _is_weight(dtypes[name]) and not (twice and name.startswith("_all_variables/"))
-    )
-
-
-def _tracked_variables(content: bytes) -> set[str]:
-    """Keys in a TF2 checkpoint of the variables that are found without looking into an optimizer.
-
-    The keys alone do not tell: a weight may be found on the way through the optimizer first.
-    """
-    nodes = import_module("tensorflow.core.protobuf.trackable_object_graph_pb2").TrackableObjectGraph
-    graph = nodes.FromString(content).nodes
-    seen, todo = {0}, [0]
-    while todo:
-        found = {child.node_id for child in graph[todo.pop()].children if child.local_name not in _TRAINING}
-        todo += found - seen
-        seen |= found
-    attributes = (attribute for number in seen for attribute in graph[number].attributes)
-    return {attribute.checkpoint_key for attribute in attributes if attribute.name == "VARIABLE_VALUE"}
-
-
-def _tf1_variables(shapes: Mapping[str, Sequence[int]]) -> set[str]:
-    """Names in a TF1 checkpoint, without those that an optimizer has given."""
-
-    def is_slot(name: str) -> bool:
-        parent, _, last = name.rpartition("/")
-        beside = last.partition("_")[0] in _SLOTS and shapes.get(parent) == shapes[name]
-        return beside or last in ("beta1_power", "beta2_power")
-
-    return {name for name in shapes if not is_slot(name)}
-
-
-def _is_weight(dtype: Any) -> bool:
-    # Large integers count steps or are states of random generators; quantized weights are small ones.
-    return dtype.name not in ("string", *_OPAQUE) and not (dtype.is_integer and dtype.size >= 4)
-
-
 def _meta_graphs(folder: Path) -> dict[frozenset[str], Any]:
     """The MetaGraphDefs of a SavedModel by their tags. Raises `ArtifactError` for a damaged one."""
     extras.load("tensorflow", "exporting a model")
@@ -279,7 +218,7 @@ def _meta_graphs(folder: Path) -> dict[frozenset[str], Any]:
         content = path.read_bytes()
         parsed = message.FromString(content) if path == binary else text_format.Parse(content, message())
     except Exception as error:  # each implementation of protobuf raises its own kind
-        raise ArtifactError(f"{path} is not a SavedModel: {_words(error)}") from error
+        raise ArtifactError(f"{path} is not a SavedModel: {one_line(error)}") from error
     if not parsed.meta_graphs:
         raise ArtifactError(f"{path} is not a SavedModel: it holds no graph")
     return {frozenset(graph.meta_info_def.tags): graph for graph in parsed.meta_graphs}
@@ -406,8 +345,3 @@ def _unnamed(spec: TensorSpec) -> TensorSpec:
 
 def _named(names: Sequence[str], specs: Sequence[TensorSpec]) -> dict[str, TensorSpec]:
     return {name: replace(spec, name=name) for name, spec in zip(names, specs, strict=True)}
-
-
-def _words(error: Exception) -> str:
-    """A message of TensorFlow on one line."""
-    return " ".join(str(error).split()) or type(error).__name__

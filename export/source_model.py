@@ -76,3 +76,8 @@ def first_line(error: Exception) -> str:
     lines = [line for line in lines if line]
     said = [line for line in lines if not _PREAMBLE.match(line)]
     return (said or lines or [type(error).__name__])[0]
+
+
+def one_line(error: Exception) -> str:
+    """A message of TensorFlow on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
