@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
+from rich.table import Column, Table
 
 from ..errors import StoreError
 from ..manifest import Manifest
@@ -28,7 +28,9 @@ def command(store: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    table = Table("model", "version", "task", "created", "artifacts", "size")
+    table = Table(
+        "model", "version", "task", "created", Column("artifacts", overflow="fold"), Column("size", no_wrap=True)
+    )
     for row in rows:
         total = size(sum(artifact["bytes"] for artifact in row["artifacts"])) if row["artifacts"] else "–"
         told = row["note"] or _summary([artifact["artifact"] for artifact in row["artifacts"]])

@@ -91,15 +91,32 @@ class Exported:
         return float(np.mean(np.argmax(answers, -1) == self.labels))
 
 
-CASES = [(keras, name) for name in LAYERS] + [(tf_keras, "LSTM"), (tf_keras, "GRU")]
+def train(of: Any, model: Any, rows: Array, labels: Array) -> None:
+    model.compile(of.optimizers.Adam(0.005), "sparse_categorical_crossentropy")
+    model.fit(rows, labels, batch_size=32, epochs=20, verbose=0)
+
+
+def fit_last_layer(of: Any, model: Any, rows: Array, labels: Array) -> None:
+    """Ridge regression on what the recurrent layers say as they were initialised: quick, and alike everywhere."""
+    hidden = np.asarray(of.Model(model.inputs, model.layers[-1].input)(rows), np.float64)
+    mean, count = hidden.mean(axis=0), len(rows)
+    centred = np.column_stack([hidden - mean, np.ones(count)])
+    penalty = 0.03 * count * hidden.var() * np.eye(centred.shape[1])
+    targets = np.eye(10)[labels] - 0.1
+    *weights, bias = 6 * np.linalg.solve(centred.T @ centred + penalty, centred.T @ targets)
+    model.layers[-1].set_weights([np.array(weights), bias - mean @ np.array(weights)])
+
+
+FAST = [(keras, name, 4) for name in LAYERS]
+SLOW = [(keras, name, 28) for name in LAYERS] + [(tf_keras, "LSTM", 28), (tf_keras, "GRU", 28)]
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param((of, name, steps), id=f"{of.__name__}-{name}-{steps}", marks=[pytest.mark.slow] * (steps == 28))
-        for steps in (4, 28)
-        for of, name in CASES
+        pytest.param((of, name, steps), id=f"{of.__name__}-{name}-{steps}", marks=marks)
+        for cases, marks in ((FAST, ()), (SLOW, pytest.mark.slow))
+        for of, name, steps in cases
     ],
 )
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
@@ -111,8 +128,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     of.utils.set_random_seed(1)
     ends = of.Input(rows.shape[1:], name="sequence"), of.layers.Dense(10, "softmax", name="probabilities")
     model = of.Sequential([ends[0], *LAYERS[name](of.layers), ends[1]])
-    model.compile(of.optimizers.Adam(0.005), "sparse_categorical_crossentropy")
-    model.fit(rows[:TRAINED_ROWS], labels[:TRAINED_ROWS], batch_size=32, epochs=4 if steps == 4 else 20, verbose=0)
+    (train if steps == 28 else fit_last_layer)(of, model, rows[:TRAINED_ROWS], labels[:TRAINED_ROWS])
     before = flags(model)
     source = Source(
         name="recurrent",
