@@ -181,7 +181,7 @@ class Manifest:
 
     def to_json(self) -> str:
         """Indented JSON with a final newline; unknown fields that were read are written again."""
-        return json.dumps(_manifest_to_dict(self), indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(_manifest_to_dict(self), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
     def read(version_folder: Path) -> Manifest:

@@ -15,6 +15,7 @@ from ..export.registry import FORMATS, OPSET, OPSETS, QUANTIZATIONS, choose
 from ..export.source import TASKS
 from ..export.tolerance import parse_overrides
 from ..extras import load, require
+from ..manifest import Manifest
 from ..models import card as find_card
 from ..store import Store
 from .console import progress, quiet, stdout
@@ -60,7 +61,7 @@ def _range(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     "--opset", type=click.IntRange(*OPSETS), default=OPSET, show_default=True, help="Opset of the ONNX files."
 )
 @click.option("--int8-io", is_flag=True, help="int8 inputs and outputs in model_int8.tflite.  [default: float32]")
-@click.option("--allow-missing", is_flag=True, help="Exit with 0 although an artifact could not be made.")
+@click.option("--allow-missing", is_flag=True, help="Exit with 0 although an artifact, not named in --formats, failed.")
 @click.option("--weights", type=_FILE, help="Weights of a catalogue model, as 'servable train' writes them.")
 @click.option("--labels", type=_FILE, help="A file with the label of one class a line.")
 @click.option("--calibration", type=_FILE, help="A folder of pictures, or a .npy or .npz file of inputs.")
@@ -89,6 +90,8 @@ def command(sources: tuple[str, ...], store: Path, allow_missing: bool, **given:
     target = Store(store)
     target.check()
     exporters = choose(given["formats"], given["quantize"])
+    if given["int8_io"] and not any(exporter.key == "tflite_int8" for exporter in exporters):
+        raise InvalidArgumentError("--int8-io is for tflite_int8, which --formats and --quantize leave out")
     options = ExportOptions(
         formats=given["formats"],
         quantizations=given["quantize"],
@@ -111,6 +114,7 @@ def command(sources: tuple[str, ...], store: Path, allow_missing: bool, **given:
             load("tensorflow", "exporting a model")
             manifest = export_model(_source(text, given), target, options, step)
         out.print(evidence_table(manifest))
+        out.print(f"compared on {_data(manifest)}", soft_wrap=True)
         for absent in manifest.absent:
             out.print(f"no {absent.label}: {absent.reason}", soft_wrap=True)
         out.print(f"published {target.path(manifest.model, manifest.version)}", soft_wrap=True)
@@ -119,6 +123,14 @@ def command(sources: tuple[str, ...], store: Path, allow_missing: bool, **given:
         raise ExportError(
             f"published without {', '.join(incomplete)}, which could not be made; --allow-missing accepts that"
         )
+
+
+def _data(manifest: Manifest) -> str:
+    """What the evidence is about, and what it says nothing about."""
+    data = next(iter(manifest.artifacts[0].evidence.values())).data
+    if not manifest.source.get("random_data"):
+        return data
+    return f"{data}: they say nothing of accuracy, and int8 ranges come from them too; better: --calibration"
 
 
 def _check_name(text: str) -> None:

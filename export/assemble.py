@@ -61,8 +61,10 @@ def open_source(text: str, said: Description) -> Source:
     sizes = parse_shapes(said.shapes, model.signature)
     data = read_calibration(said.calibration, model, how) if said.calibration else random_data(model, sizes, how)
     task = said.task or _task(model, data, labels)
+    _check_task(model, task)
     if labels:
         _check_labels(model, task, labels)
+    data = _check_targets(model, task, data, said.calibration)
     return Source(
         name=said.name or default_name(text),
         model=_named(model, data, task),
@@ -123,11 +125,56 @@ def _are_probabilities(model: SourceModel, data: Data) -> bool:
     return bool(answers.min() >= 0 and np.allclose(answers.sum(axis=-1), 1.0, atol=1e-3))
 
 
+def _check_task(model: SourceModel, task: Task) -> None:
+    """Raise `InvalidArgumentError` unless the outputs are what the task needs."""
+    outputs = model.signature.outputs
+    spec = _only_output(model)
+    width = (spec.shape or ())[-1] if spec else None
+    only = next(iter(outputs.values()))
+    needs = {
+        "classification": (spec is not None and width != 1, "one float32 output (batch, classes) of two or more"),
+        "regression": (spec is not None and width == 1, "one float32 output (batch, 1)"),
+        "segmentation": (
+            len(outputs) == 1 and only.dtype == "float32" and len(only.shape or ()) == 4,
+            "one float32 output (batch, height, width, classes)",
+        ),
+        "detection": ({"boxes", "scores", "classes"} <= outputs.keys(), "the outputs boxes, scores and classes"),
+        "other": (True, ""),
+    }
+    fits, need = needs[task]
+    if not fits:
+        raise InvalidArgumentError(
+            f"{task} needs {need}; the model has {'; '.join(map(str, outputs.values()))} (--task other takes any)"
+        )
+
+
 def _check_labels(model: SourceModel, task: Task, labels: tuple[str, ...]) -> None:
     spec = _only_output(model)
     width = None if spec is None else (spec.shape or ())[-1]
+    if task in ("regression", "other"):
+        raise InvalidArgumentError(f"labels are for classes, and this is a model for {task}: {model.signature}")
     if task == "classification" and width not in (None, len(labels)):
         raise InvalidArgumentError(f"{len(labels)} labels are given for {width} classes: {spec}")
+
+
+def _check_targets(model: SourceModel, task: Task, data: Data, path: Path | None) -> Data:
+    """The data with targets in the shape that the metric takes; `DataError` for those that fit no output."""
+    targets = data.targets
+    if targets is None or task not in ("classification", "regression"):
+        return data
+    values = np.asarray(targets)
+    rows = len(next(iter(data.inputs.values())))
+    width = (next(iter(model.signature.outputs.values())).shape or ())[-1]
+    if task == "regression":
+        fits = values.dtype.kind in "fiu" and values.size == rows and bool(np.isfinite(values).all())
+        if not fits:
+            raise DataError(f"{path}: targets are {values.dtype} {values.shape}; expected {rows} finite numbers")
+        return replace(data, targets=values.reshape(rows, 1).astype(np.float32))
+    if values.dtype.kind not in "iu" or values.shape != (rows,):
+        raise DataError(f"{path}: targets are {values.dtype} {values.shape}; expected the class of each row, ({rows},)")
+    if values.min() < 0 or (width is not None and values.max() >= width):
+        raise DataError(f"{path}: targets are from {values.min()} to {values.max()}; the model has {width} classes")
+    return data
 
 
 def _named(model: SourceModel, data: Data, task: Task) -> SourceModel:

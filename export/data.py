@@ -20,7 +20,6 @@ from .source_model import Arrays, SourceModel
 
 PICTURES = (".png", ".jpg", ".jpeg")
 _SEED = 7
-_WORDS = ("red", "green", "blue", "cat", "dog", "house", "tree", "car", "good", "bad", "a", "the", "", "été", "1")
 
 Sizes = Mapping[str, tuple[int, ...]]
 
@@ -52,7 +51,7 @@ def random_data(model: SourceModel, sizes: Sizes | None = None, preprocessing: P
 
     Others would have other extremes, and their error would tell of the draw. Floats are normal, of
     pictures uniform over the range of their pixels; integers are below `SourceModel.vocabulary`;
-    strings are words. Raises `InvalidArgumentError` for an input with free dimensions that ``sizes``
+    strings are its words. Raises `InvalidArgumentError` for an input with free dimensions that ``sizes``
     does not give.
     """
     rng = np.random.default_rng(_SEED)
@@ -69,7 +68,7 @@ def _draw(
         shape = (count, *_row_shape(spec, sizes))
         kind = np.dtype(spec.dtype).kind if spec.dtype not in ("string", "bfloat16") else spec.dtype
         if spec.dtype == "string":
-            words = np.array([word.encode() for word in _WORDS], dtype=object)
+            words = np.array([word.encode() for word in model.words], dtype=object)
             found[name] = words[rng.integers(0, len(words), shape)]
         elif kind == "b":
             found[name] = rng.random(shape) < 0.5

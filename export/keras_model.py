@@ -22,6 +22,8 @@ from .structure import leaves, rebuild
 PREDICT_ROWS = 250
 # A longer loop stays one: unrolled, each step is a copy of the cell in the file.
 MAX_UNROLLED_STEPS = 256
+# Of a vocabulary, to ask the model with.
+_WORDS = 500
 
 
 class KerasModel(TracedModel):
@@ -36,6 +38,8 @@ class KerasModel(TracedModel):
         self.recurrent = bool(self._recurrent_layers())
         sizes = [layer.input_dim for layer in model._flatten_layers() if hasattr(layer, "input_dim")]
         self.vocabulary = min((size for size in sizes if size), default=self.vocabulary)
+        self.words = _known_words(model) or self.words
+        self.half = any(layer.compute_dtype in ("float16", "bfloat16") for layer in model._flatten_layers())
         self._structure = _input_structure(model)
 
     @classmethod
@@ -52,6 +56,12 @@ class KerasModel(TracedModel):
             raise ExportError(
                 f"the model {model.name!r} was never built, so nothing says what it takes: call it once on a batch of "
                 "its inputs before it is saved or returned"
+            )
+        stateful = next((layer.name for layer in model._flatten_layers() if getattr(layer, "stateful", False)), None)
+        if stateful:
+            raise ExportError(
+                f"the layer {stateful!r} is stateful, and a servable keeps no state between requests: rebuild it "
+                "with stateful=False"
             )
         specs = [_spec(path, leaf) for path, leaf in leaves(_input_structure(model))]
         names = naming.input_names(specs, inputs)
@@ -155,6 +165,16 @@ class KerasModel(TracedModel):
 
 def _is_tf_keras(model: Any) -> bool:
     return any(base.__module__.startswith("tf_keras.") for base in type(model).__mro__)
+
+
+def _known_words(model: Any) -> tuple[str, ...]:
+    """Some of the words that a text layer knows, and one that none does."""
+    for layer in model._flatten_layers():
+        if hasattr(layer, "get_vocabulary"):
+            words = [word for word in layer.get_vocabulary()[:_WORDS] if isinstance(word, str)]
+            if words:
+                return (*words, "no such word")
+    return ()
 
 
 def _flattens(layer: Any) -> bool:

@@ -110,11 +110,28 @@ def _to_int8(model: Any, job: Job) -> Any:
     return onnx_quantize.to_int8(model, job.calibration)
 
 
+def _unsupported(job: Job) -> str | None:
+    if any(operation.startswith("LookupTable") for operation in job.operations):
+        return "the model looks words up in a table, which ONNX does not have"
+    if any(spec.dtype == "bfloat16" for spec in (*job.signature.inputs.values(), *job.signature.outputs.values())):
+        return "tf2onnx does not convert bfloat16"
+    both = sorted(job.signature.inputs.keys() & job.signature.outputs.keys())
+    return f"an ONNX graph cannot have an input and an output of one name, {both[0]!r}" if both else None
+
+
 for quantization, path, change in (
     ("float32", _FLOAT32, None),
     ("float16", "model_float16.onnx", _to_float16),
     ("int8", "model_int8.onnx", _to_int8),
 ):
     register(
-        Exporter("onnx", quantization, path, _REQUIRES, partial(_write, change), derived=quantization == "float32")
+        Exporter(
+            "onnx",
+            quantization,
+            path,
+            _REQUIRES,
+            partial(_write, change),
+            _unsupported,
+            derived=quantization == "float32",
+        )
     )

@@ -234,7 +234,7 @@ class _Work:
             version=0,
             created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
             task=source.task,
-            source={**source.model.describe(), "trained": source.trained},
+            source={**source.model.describe(), "trained": source.trained, "random_data": source.data.random},
             producers=_versions(),
             signatures=source.signatures,
             artifacts=(),

@@ -79,7 +79,7 @@ class Source:
             return derived
         if self.task == "classification" and self.labels:
             derived["classify"] = Derivation(base, "parse_example", {"scores": outputs[0].name}, labels_as="classes")
-        if self.task == "regression":
+        if self.task == "regression" and (outputs[0].shape or ())[1:] == (1,):
             derived["regress"] = Derivation(base, "parse_example", {"outputs": outputs[0].name})
         return derived
 

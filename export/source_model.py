@@ -21,7 +21,7 @@ class SourceModel(ABC):
     ``signature`` is the one that every artifact answers, batch first, with the names that all of them
     get. ``kind`` says what the model is, ``parameters`` counts its weights, ``recurrent`` says
     whether it has a recurrent layer, where that is known. Integers below ``vocabulary`` are inputs that
-    it takes.
+    it takes, and ``words`` are strings; ``half`` says that it computes in float16 or bfloat16.
     """
 
     kind: str
@@ -29,6 +29,8 @@ class SourceModel(ABC):
     parameters: int
     recurrent: bool = False
     vocabulary: int = 10
+    words: tuple[str, ...] = ("red", "green", "blue", "cat", "dog", "house", "a", "the", "", "été", "1")
+    half: bool = False
 
     @abstractmethod
     def predict(self, inputs: Arrays) -> dict[str, NDArray[Any]]:

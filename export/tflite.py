@@ -15,6 +15,7 @@ from typing import Any
 from .. import extras
 from ..errors import ExportError, ServableError, UnimplementedError
 from . import tflite_metadata
+from .keras_model import MAX_UNROLLED_STEPS
 from .operations import LOOPS
 from .registry import Exporter, Job, register
 from .source_model import first_line
@@ -98,7 +99,8 @@ def _explained(error: Exception) -> ServableError:
     text = str(error)
     for head in ("TF Select ops:", "Custom ops:"):
         if head in text:
-            return UnimplementedError(f"TFLite has no builtin for {text.split(head)[1].splitlines()[0].strip()}")
+            half = " in float16 or bfloat16" if "xf16>" in text or "xbf16>" in text else ""
+            return UnimplementedError(f"TFLite has no builtin for {text.split(head)[1].splitlines()[0].strip()}{half}")
     reason = first_line(error)
     return UnimplementedError(reason) if "not yet supported for op" in reason else ExportError(reason)
 
@@ -112,7 +114,10 @@ def _no_other_dtypes(job: Job) -> str | None:
 
 def _no_loops(job: Job) -> str | None:
     if not job.unrolled and LOOPS & job.operations:
-        return "the model has a loop, which the converter cannot quantize"
+        return (
+            "the model has a loop, which the converter cannot quantize: recurrent layers need a known number of steps, "
+            f"at most {MAX_UNROLLED_STEPS}"
+        )
     return _no_other_dtypes(job)
 
 

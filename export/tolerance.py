@@ -15,18 +15,20 @@ class Tolerance:
 
     ``max_abs_error`` is in the output's unit, ``max_range_error`` a share of the range of the source's
     answers. ``min_top1_agreement`` is the share of rows with the same class (segmentation: of pixels;
-    detection: of detections that have a partner), and ``max_metric_drop`` how far the task metric may
-    fall; both are shares in [0, 1].
+    detection: of detections that have a partner), ``min_equal`` the share of equal values in outputs of
+    integers, and ``max_metric_drop`` how far the task metric may fall; all three are shares in [0, 1].
     """
 
     max_abs_error: float | None = None
     max_range_error: float | None = None
     min_top1_agreement: float | None = None
+    min_equal: float | None = None
     max_metric_drop: float | None = None
 
 
 # A softmax that was quantized answers in steps of 1/256; the rest is what was measured, with a margin.
 _RANGE = {"float32": 1e-4, "float16": 0.01, "dynamic": 0.05, "int16x8": 0.05, "int8": 0.15}
+_EQUAL = {"float32": 0.998, "float16": 0.98, "dynamic": 0.9, "int16x8": 0.9, "int8": 0.9}
 _AGREEMENT = {"float32": 1.0, "float16": 0.998}
 # Without targets nothing says what is right, and a quantized classifier is held to its source's answers.
 _UNLABELLED_AGREEMENT = 0.97
@@ -44,14 +46,17 @@ def tolerance(source: Source, quantization: str, largest: float) -> Tolerance:
     Answers of a model with fresh weights, and answers to random numbers, say nothing about classes:
     then only the error is limited, as a share of the range of the answers.
     """
+    if quantization == "float32" and source.model.half:  # its own answers have three digits
+        quantization = "float16"
+    equal = _EQUAL[quantization]
     if source.data.random or not source.trained:
-        return Tolerance(max_range_error=_RANGE[quantization])
+        return Tolerance(max_range_error=_RANGE[quantization], min_equal=equal)
     exact = quantization == "float32"
     error = max(FLOAT32_ERROR, FLOAT32_RELATIVE_ERROR * largest) if exact else None
     if source.task == "regression":
         return Tolerance(max_abs_error=error, max_range_error=None if exact else _REGRESSION_RANGE)
     if source.task == "other":
-        return Tolerance(max_abs_error=error, max_range_error=None if exact else _RANGE[quantization])
+        return Tolerance(max_abs_error=error, max_range_error=None if exact else _RANGE[quantization], min_equal=equal)
     agreement = _AGREEMENT.get(quantization)
     if exact or quantization == "float16":
         return Tolerance(max_abs_error=error, min_top1_agreement=agreement)
@@ -60,6 +65,8 @@ def tolerance(source: Source, quantization: str, largest: float) -> Tolerance:
     strict = source.task == "classification" and not source.model.recurrent
     return Tolerance(max_metric_drop=_CLASSIFICATION_DROP if strict else _METRIC_DROP)
 
+
+_SHARES = ("min_top1_agreement", "min_equal", "max_metric_drop")
 
 Overrides = Mapping[str, Mapping[str, float]]
 
@@ -91,5 +98,7 @@ def parse_overrides(texts: Sequence[str], keys: Sequence[str]) -> dict[str, dict
             number = -1.0
         if not 0 <= number < float("inf"):
             raise InvalidArgumentError(f"--tolerance {text}: {value!r} is no number of 0 or more")
+        if name in _SHARES and number > 1:
+            raise InvalidArgumentError(f"--tolerance {text}: {name} is a share: give a number from 0 to 1")
         found.setdefault(key, {})[name] = number
     return found

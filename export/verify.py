@@ -38,6 +38,7 @@ class Measured:
     range_error: float
     worst: tuple[int, ...]
     agreement: float | None = None
+    equal: float | None = None
     value: float | None = None
     source_value: float | None = None
 
@@ -54,6 +55,8 @@ def verify(label: str, run: Run, case: Case, tolerance: Tolerance, source: Sourc
     words = [text for text, _ in limits]
     if found.rows < case.rows:
         words.append(f"{found.rows} of {case.rows} samples within {BUDGET_S:g} s")
+    elif found.rows < case.least:
+        words.append(f"{found.rows} samples, where {case.least} are wanted for a model of this size")
     words.append(f"worst samples {', '.join(map(str, found.worst))}")
     return Evidence(
         data=case.data,
@@ -85,8 +88,9 @@ def _measure(label: str, run: Run, case: Case, source: Source) -> Measured:
         for name, error in errors.items():  # the first row counts as it is worse: in a batch, or alone
             error[:1] = np.maximum(error[:1], _distance(alone[name], expected[name][:1]))
     by_row = np.stack([error.max(axis=1, initial=0.0) for error in errors.values()]) if errors else np.zeros((1, rows))
-    ranges = {name: _range(expected[name]) for name in errors}
-    flat = np.concatenate([error.ravel() for error in errors.values()]) if errors else np.zeros(1)
+    real = {name: error for name, error in errors.items() if expected[name].dtype.kind not in "iub"}
+    whole = [error == 0 for name, error in errors.items() if name not in real]
+    flat = np.concatenate([error.ravel() for error in real.values()]) if real else np.zeros(1)
     value: float | None = None
     source_value: float | None = None
     if case.targets is not None and source.metric:
@@ -98,9 +102,12 @@ def _measure(label: str, run: Run, case: Case, source: Source) -> Measured:
         outputs={name: _output_error(error, expected[name]) for name, error in errors.items()},
         max_abs_error=float(flat.max(initial=0.0)),
         mean_abs_error=float(flat.mean()),
-        range_error=max((float(error.max(initial=0.0)) / ranges[name] for name, error in errors.items()), default=0.0),
+        range_error=max(
+            (float(error.max(initial=0.0)) / _range(expected[name]) for name, error in real.items()), default=0.0
+        ),
         worst=tuple(int(i) for i in np.argsort(-by_row.max(axis=0), kind="stable")[:WORST_SAMPLES]),
         agreement=agreement,
+        equal=float(np.mean(np.concatenate([same.ravel() for same in whole]))) if whole else None,
         value=value,
         source_value=source_value,
     )
@@ -194,8 +201,8 @@ def _output_error(error: NDArray[np.float64], expected: NDArray[Any]) -> OutputE
     return OutputError(
         max_abs_error=float(error.max(initial=0.0)),
         mean_abs_error=float(error.mean()) if error.size else 0.0,
-        source_min=float(expected.min(initial=np.inf)) if expected.size else 0.0,
-        source_max=float(expected.max(initial=-np.inf)) if expected.size else 0.0,
+        source_min=float(expected.min()) if expected.size else 0.0,
+        source_max=float(expected.max()) if expected.size else 0.0,
     )
 
 
@@ -223,6 +230,9 @@ def _limits(tolerance: Tolerance, found: Measured) -> Sequence[tuple[str, bool]]
     limit = tolerance.min_top1_agreement
     if limit is not None and found.agreement is not None:
         limits.append((f"top-1 agreement {found.agreement:.2%} >= {limit:.2%}", found.agreement >= limit))
+    limit = tolerance.min_equal
+    if limit is not None and found.equal is not None:
+        limits.append((f"{found.equal:.2%} of the integers equal >= {limit:.2%}", found.equal >= limit))
     limit = tolerance.max_metric_drop
     if limit is not None and found.value is not None and found.source_value is not None:
         drop = found.source_value - found.value

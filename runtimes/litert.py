@@ -46,7 +46,8 @@ class LiteRtRuntime(Runtime):
             content = path.read_bytes()
             for _ in range(options.instances):
                 interpreter = litert.Interpreter(model_content=content, num_threads=options.threads or None)
-                interpreter.allocate_tensors()
+                if not _is_open(interpreter):  # of which no size is known before the first run
+                    interpreter.allocate_tensors()
                 interpreters.append(interpreter)
         except (ValueError, RuntimeError, OSError) as error:
             raise ArtifactError(f"{path} is not a TFLite file that LiteRT can load: {_first_line(error)}") from error
@@ -134,6 +135,11 @@ class _Interpreter:
             _alias(item["name"]): self._interpreter.get_tensor(item["index"])
             for item in self._interpreter.get_output_details()
         }
+
+
+def _is_open(interpreter: Any) -> bool:
+    """Whether an input leaves more open than its batch."""
+    return any((details["shape_signature"][1:] < 0).any() for details in interpreter.get_input_details())
 
 
 def _alias(tensor: str) -> str:

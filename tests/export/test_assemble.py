@@ -139,3 +139,67 @@ def test_operations_of_a_signature_include_those_of_its_functions(tmp_path: Path
     assert isinstance(looped.model, KerasModel)
     assert looped.model.recurrent
     assert looped.model.loops
+
+
+@pytest.mark.parametrize(
+    ("task", "need"),
+    [
+        ("regression", r"one float32 output \(batch, 1\)"),
+        ("segmentation", r"one float32 output \(batch, height, width, classes\)"),
+        ("detection", "the outputs boxes, scores and classes"),
+    ],
+)
+def test_a_task_that_the_outputs_do_not_fit(tmp_path: Path, task: Any, need: str) -> None:
+    path = save(tmp_path, layers.Input((4,)), layers.Dense(3))
+    with pytest.raises(InvalidArgumentError, match=f"{task} needs {need}; the model has output: float32"):
+        open_source(path, Description(task=task))
+
+
+def test_one_number_is_no_class(tmp_path: Path) -> None:
+    path = save(tmp_path, layers.Input((4,)), layers.Dense(1, activation="sigmoid"))
+    with pytest.raises(InvalidArgumentError, match=r"classification needs one float32 output .* of two or more"):
+        open_source(path, Description(task="classification"))
+    with pytest.raises(InvalidArgumentError, match="labels are for classes, and this is a model for regression"):
+        open_source(path, Description(labels=labels(tmp_path, "no\nyes\n")))
+
+
+@pytest.mark.parametrize(
+    ("width", "targets", "message"),
+    [
+        (3, np.array([0, 1, 3]), "targets are from 0 to 3; the model has 3 classes"),
+        (3, np.array([-1, 1, 2]), "targets are from -1 to 2"),
+        (3, np.array(["a", "b", "c"]), r"expected the class of each row, \(3,\)"),
+        (3, np.eye(3), r"targets are float64 \(3, 3\)"),
+        (1, np.array([1.0, np.nan, 2.0]), "expected 3 finite numbers"),
+        (1, np.zeros((3, 2)), "expected 3 finite numbers"),
+    ],
+)
+def test_targets_that_do_not_fit(tmp_path: Path, width: int, targets: Any, message: str) -> None:
+    activation = "softmax" if width > 1 else None
+    path = save(tmp_path, layers.Input((4,), name="row"), layers.Dense(width, activation=activation))
+    np.savez(tmp_path / "rows.npz", row=np.zeros((3, 4)), targets=targets)
+    with pytest.raises(DataError, match=f"rows.npz: .*{message}"):
+        open_source(path, Description(calibration=tmp_path / "rows.npz"))
+
+
+def test_flat_targets_of_a_regression_are_a_column(tmp_path: Path) -> None:
+    path = save(tmp_path, layers.Input((4,), name="row"), layers.Dense(1))
+    np.savez(tmp_path / "rows.npz", row=np.zeros((3, 4)), targets=np.arange(3))
+    source = open_source(path, Description(calibration=tmp_path / "rows.npz"))
+    assert np.asarray(source.data.targets).tolist() == [[0.0], [1.0], [2.0]]
+    assert source.metric == "mae"
+
+
+def test_strings_are_words_that_the_model_knows(tmp_path: Path) -> None:
+    word = layers.Input((1,), dtype="string", name="word")
+    codes = layers.StringLookup(vocabulary=["w1", "w2"])(word)
+    keras.Model(word, layers.Embedding(3, 2)(codes)).save(tmp_path / "m.keras")
+    source = open_source(str(tmp_path / "m.keras"), Description())
+    assert {b"w1", b"w2", b"no such word"} <= set(source.data.inputs["word"].ravel().tolist())
+
+
+def test_a_stateful_layer_is_refused_by_name(tmp_path: Path) -> None:
+    model = keras.Sequential([layers.Input(batch_shape=(1, 4, 2)), layers.LSTM(3, stateful=True, name="memory")])
+    model.save(tmp_path / "m.keras")
+    with pytest.raises(ExportError, match="the layer 'memory' is stateful"):
+        open_source(str(tmp_path / "m.keras"), Description())

@@ -92,12 +92,17 @@ class Exported:
 
 
 def train(of: Any, model: Any, rows: Array, labels: Array) -> None:
-    model.compile(of.optimizers.Adam(0.005), "sparse_categorical_crossentropy")
+    model.compile(of.optimizers.Adam(0.003), "sparse_categorical_crossentropy")
     model.fit(rows, labels, batch_size=32, epochs=20, verbose=0)
 
 
 def fit_last_layer(of: Any, model: Any, rows: Array, labels: Array) -> None:
-    """Ridge regression on what the recurrent layers say as they were initialised: quick, and alike everywhere."""
+    """Ridge regression on what recurrent layers say that nobody trained: quick, and alike everywhere.
+
+    Their weights are those that they were initialised with, moved a little: biases of zero hide mistakes.
+    """
+    rng = np.random.default_rng(1)
+    model.set_weights([array + rng.normal(0, 0.1, array.shape) for array in model.get_weights()])
     hidden = np.asarray(of.Model(model.inputs, model.layers[-1].input)(rows), np.float64)
     mean, count = hidden.mean(axis=0), len(rows)
     centred = np.column_stack([hidden - mean, np.ones(count)])
@@ -147,7 +152,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 def allowed_drop(quantization: str, steps: int) -> float:
     """One percent of the rows; twice that over many steps in int8, where each rounds the states again.
 
-    Fifteen models of 28 steps in int8 lost 0.4 percent in the mean, and 0.9 at most.
+    Fifteen models of 28 steps in int8 lost 0.3 percent in the mean, and 0.9 at most.
     """
     return 0.02 if quantization == "int8" and steps == 28 else 0.010
 

@@ -71,13 +71,24 @@ def test_answers_that_say_nothing_are_held_to_their_range_alone(quantization: st
     fresh = replace(trained("cnn"), trained=False)
     for given in (random, fresh):
         limits = tolerance(given, quantization, 1.0)
-        assert limits == Tolerance(max_range_error=limits.max_range_error)
+        assert limits == Tolerance(max_range_error=limits.max_range_error, min_equal=limits.min_equal)
         assert limits.max_range_error is not None
 
 
 def test_without_targets_a_quantized_classifier_is_held_to_the_source_s_classes() -> None:
     given = replace(trained("cnn"), data=replace(trained("cnn").data, targets=None))
     assert tolerance(given, "int8", 1.0) == Tolerance(min_top1_agreement=0.97)
+
+
+def test_a_model_in_half_precision_is_held_to_three_digits() -> None:
+    class Half(type(trained("cnn").model)):  # type: ignore[misc]  # a base that is found out at run time
+        half = True
+
+        def __init__(self) -> None:
+            """Nothing is run here."""
+
+    given = replace(trained("cnn"), model=Half())
+    assert tolerance(given, "float32", 1.0) == tolerance(trained("cnn"), "float16", 1.0)
 
 
 def test_limits_are_replaced_for_all_or_for_one() -> None:
@@ -97,6 +108,7 @@ def test_limits_are_replaced_for_all_or_for_one() -> None:
         ("max_abs_error=-1", "'-1' is no number of 0 or more"),
         ("max_abs_error=nan", "'nan' is no number of 0 or more"),
         ("max_abs_error=inf", "'inf' is no number of 0 or more"),
+        ("min_top1_agreement=98", "min_top1_agreement is a share: give a number from 0 to 1"),
     ],
 )
 def test_a_limit_that_is_none(text: str, message: str) -> None:

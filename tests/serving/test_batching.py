@@ -141,9 +141,10 @@ def test_classify_and_regress_are_batched_too(store: Store) -> None:
             body = {"signature_name": "regress", "examples": [{"celsius": celsius}]}
             return httpx.post(url, json=body, trust_env=False, timeout=60).json()["results"]
 
+        warmed_up = answered(server)
         cold, hot = together(lambda: regress(0.0), lambda: regress(100.0))
         assert (*cold, *hot) == pytest.approx((32, 212), abs=0.1)
-        assert answered(server) == 1
+        assert answered(server) == warmed_up + 1
 
 
 def test_only_the_guilty_request_of_a_batch_fails(folder: Path) -> None:

@@ -328,6 +328,6 @@ def test_what_belongs_to_no_artifact_may_be_added(store: Store, tmp_path: Path) 
     folder = tmp_path / "1"
     shutil.copytree(store.path("celsius"), folder)
     (folder / "batching_params.pbtxt").write_text("")
-    (folder / "assets.extra").mkdir()
+    (folder / "assets.extra").mkdir(exist_ok=True)
     (folder / "assets.extra" / "tf_serving_warmup_requests").write_bytes(b"")
     assert runtimes_of(folder) == {"onnx"}

@@ -89,7 +89,7 @@ class Steps:
 
     def _get(self, number: int) -> Path:
         if number not in self._made:
-            self._source.model.set_weights([np.zeros((1, 1)), np.array([number])])
+            self._source.model.model.set_weights([np.zeros((1, 1)), np.array([number])])
             export_model(replace(self._source, name=f"step{number}"), self._store, ("saved_model", "onnx"))
             self._made[number] = self._store.path(f"step{number}")
         return self._made[number]
