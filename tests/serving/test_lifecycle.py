@@ -35,7 +35,7 @@ from tensorflow_serving.apis import (
 
 from servable.cli.course import source
 from servable.errors import StoreError
-from servable.export import export_model
+from servable.export import ExportOptions, export_model
 from servable.models import card
 from servable.process import Child
 from servable.serving import Server, ServerOptions
@@ -90,7 +90,9 @@ class Steps:
     def _get(self, number: int) -> Path:
         if number not in self._made:
             self._source.model.model.set_weights([np.zeros((1, 1)), np.array([number])])
-            export_model(replace(self._source, name=f"step{number}"), self._store, ("saved_model", "onnx"))
+            export_model(
+                replace(self._source, name=f"step{number}"), self._store, ExportOptions(("onnx",), ("float32",))
+            )
             self._made[number] = self._store.path(f"step{number}")
         return self._made[number]
 
