@@ -149,18 +149,44 @@ class KerasModel(TracedModel):
 
     @contextmanager
     def unrolled(self) -> Iterator[None]:
-        changes = [(layer, "unroll", True) for layer in self._recurrent_layers()]
-        # The LSTM and GRU of Keras 2 look at this one first, and would take a loop all the same.
-        gpu = "_could_use_gpu_kernel"
-        changes += [(layer, gpu, False) for layer, _, _ in changes if hasattr(layer, gpu)]
-        before = [(layer, name, getattr(layer, name)) for layer, name, _ in changes]
+        layers = [layer for layer in self._recurrent_layers() if hasattr(layer, "cell")]
+        before = [(layer, layer.unroll) for layer in self._recurrent_layers()]
         try:
-            for layer, name, value in changes:
-                setattr(layer, name, value)
+            for layer, _ in before:
+                layer.unroll = True
+            for layer in layers:
+                layer.get_initial_state = _one_initial_state(layer.get_initial_state, self.kind)
+            with self.without_fused_loops():
+                yield
+        finally:
+            for layer, value in before:
+                layer.unroll = value
+            for layer in layers:
+                vars(layer).pop("get_initial_state", None)
+
+    @contextmanager
+    def without_fused_loops(self) -> Iterator[None]:
+        # TFLite has a fused LSTM for the loop of Keras 2, which carries its state from one request to the next.
+        gpu = "_could_use_gpu_kernel"
+        before = [(layer, getattr(layer, gpu)) for layer in self._recurrent_layers() if hasattr(layer, gpu)]
+        try:
+            for layer, _ in before:
+                setattr(layer, gpu, False)
             yield
         finally:
-            for layer, name, value in before:
-                setattr(layer, name, value)
+            for layer, value in before:
+                setattr(layer, gpu, value)
+
+
+def _one_initial_state(original: Callable[[Any], Any], kind: str) -> Callable[[Any], Any]:
+    """The state of one row for all: a constant, where as many rows as there are would be computed.
+
+    The int16x8 quantizer gives computed zeros a scale of 0, and what is multiplied with them is lost.
+    """
+    if kind == "keras":
+        return lambda batch_size: original(1)
+    tf = extras.load("tensorflow", "exporting a model")
+    return lambda inputs: original(tf.zeros((1, *inputs.shape[1:]), inputs.dtype))
 
 
 def _is_tf_keras(model: Any) -> bool:
@@ -191,7 +217,10 @@ def _flatten(output_shape: Callable[[Any], Sequence[int | None]], inputs: Any) -
 
 def _steps(layer: Any) -> int:
     """Time steps of a recurrent layer, 0 where they are not known."""
-    shape = list((layer.get_build_config() or {}).get("input_shape") or [])
+    built = layer.get_build_config() or {}
+    if "shapes_dict" in built:  # called with an initial state
+        built = {"input_shape": built["shapes_dict"].get("sequences_shape")}
+    shape = list(built.get("input_shape") or [])
     return int(shape[1] or 0) if len(shape) > 2 else 0
 
 

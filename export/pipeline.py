@@ -143,7 +143,8 @@ class _Work:
         source, model = self.source, self.source.model
         found = operations(self.staged, source.signature.name)
         unrolled = fixed = None
-        if LOOPS & found.keys() and isinstance(model, TracedModel):
+        wanted = any(exporter.format == "tflite" for exporter in self.exporters)
+        if wanted and LOOPS & found.keys() and isinstance(model, TracedModel):
             if model.loops:
                 unrolled = self.folder / "unrolled"
                 with model.unrolled():

@@ -48,7 +48,8 @@ def write(source: Source, folder: Path) -> None:
 def write_base(model: TracedModel, signature: Signature, folder: Path) -> None:
     """Write a SavedModel with the one signature, to convert from; its batch may be fixed."""
     tf = extras.load("tensorflow", "exporting a model")
-    _save(tf, model, {signature.name: _base(tf, model, signature)}, folder)
+    with model.without_fused_loops():
+        _save(tf, model, {signature.name: _base(tf, model, signature)}, folder)
 
 
 def _save(tf: Any, model: TracedModel, functions: Mapping[str, Any], folder: Path) -> None:

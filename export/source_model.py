@@ -66,6 +66,11 @@ class TracedModel(SourceModel):
         """While this is entered, `call` traces recurrent layers step by step."""
         yield
 
+    @contextmanager
+    def without_fused_loops(self) -> Iterator[None]:
+        """While this is entered, no loop is traced that a converter would replace by an operation with a state."""
+        yield
+
 
 # Keras colours its texts and says first in which layer it was, TensorFlow where it is in the graph.
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
