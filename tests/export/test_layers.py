@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from keras import layers
 
-from servable.export import ExportOptions, KerasModel, Source, export_model
+from servable.export import Data, ExportOptions, KerasModel, Source, export_model
 from servable.export.data import random_data
 from servable.manifest import Absent
 from servable.store import Store
@@ -73,3 +73,23 @@ def test_tflite_says_which_operation_a_quantization_lacks(
     _, _, absent = exported(tmp_path, build, "tflite")
     reason = f"Quantization to 16x8-bit not yet supported for op: '{operation}'."
     assert absent == (Absent("tflite", "int16x8", reason, failed=False),)
+
+
+def test_a_bias_that_two_operations_share_is_right_in_int16x8(tmp_path: Path) -> None:
+    """The quantizer would give it the scale of one of them; the inputs here differ a hundredfold."""
+    keras.utils.set_random_seed(0)
+    shared = layers.Dense(4, bias_initializer="ones")
+    small, large = layers.Input((3,), name="small"), layers.Input((3,), name="large")
+    outputs = [layers.Identity(name="a")(shared(small)), layers.Identity(name="b")(shared(large))]
+    model = KerasModel.of(keras.Model([small, large], outputs))
+    rng = np.random.default_rng(0)
+    rows = {
+        "small": rng.standard_normal((600, 3)).astype(np.float32),
+        "large": 100 * rng.standard_normal((600, 3)).astype(np.float32),
+    }
+    source = Source(name="shared", model=model, data=Data(rows, rows, "600 rows"))
+    manifest = export_model(source, Store(tmp_path), ExportOptions(("tflite",), ("int16x8",)))
+    artifact = manifest.artifact("tflite", "int16x8")
+    assert artifact is not None
+    for error in artifact.evidence["serving_default"].outputs.values():
+        assert error.max_abs_error <= 0.01 * (error.source_max - error.source_min)
