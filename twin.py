@@ -37,6 +37,18 @@ class Twin:
             # An ONNX file has one graph and no name for it.
             self._names = {artifact.signatures[0]: next(iter(runtime.signatures))}
         self._rows = int(artifact.batch) if artifact and artifact.batch != "dynamic" else None
+        # Most files take and give what the manifest promises, and a server asks them for every request.
+        self._plain = {name for name in self._names if not self._rows and not self._stores_integers(name)}
+
+    def _stores_integers(self, signature: str) -> bool:
+        """Whether the file has integers where the manifest promises real numbers."""
+        promised = self._manifest.signatures.get(signature)
+        own = self.runtime.signatures[self._names[signature]]
+        if promised is None:
+            return False
+        specs = [(own.inputs.get(name), spec) for name, spec in promised.inputs.items()]
+        specs += [(own.outputs.get(name), spec) for name, spec in promised.outputs.items()]
+        return any(mine is not None and mine.quantization and mine.dtype != spec.dtype for mine, spec in specs)
 
     def signatures(self) -> list[str]:
         """Names of the signatures that can be answered: the runtime's own and those derived from them."""
@@ -71,10 +83,9 @@ class Twin:
 
     def _run(self, signature: str, inputs: Arrays, outputs: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         name = self._names.get(signature, signature)
-        taken = self.runtime.signatures.get(name, None)
-        if taken is None or signature not in self._manifest.signatures:
+        if signature in self._plain or name not in self.runtime.signatures:
             return self.runtime.run(name, inputs, outputs)
-        promised = self._manifest.signatures[signature]
+        taken, promised = self.runtime.signatures[name], self._manifest.signatures[signature]
         given = {
             key: _quantize(array, taken.inputs.get(key), promised.inputs.get(key)) for key, array in inputs.items()
         }

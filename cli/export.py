@@ -23,7 +23,18 @@ from .tables import evidence_table
 
 _FILE = click.Path(path_type=Path)
 # Options that describe a model of one's own; the catalogue knows all this of its models.
-_OF_ONE = ("labels", "calibration", "pixels", "input_shape", "task", "signature", "inputs", "outputs", "custom_objects")
+_OF_ONE = (
+    "labels",
+    "calibration",
+    "pixels",
+    "input_shape",
+    "task",
+    "signature",
+    "inputs",
+    "outputs",
+    "custom_objects",
+    "trust_source",
+)
 
 
 def _names(ctx: click.Context, parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
@@ -83,10 +94,9 @@ def command(sources: tuple[str, ...], store: Path, allow_missing: bool, **given:
     step, and only if all of them agree. Exits with 7 if one does not, or could not be made.
     """
     if len(sources) > 1:
-        single = [name for name in ("name", "version", "weights", "trust_source", *_OF_ONE) if given[name]]
+        single = [name for name in ("name", "version", "weights", *_OF_ONE) if given[name]]
         if single:
-            flag = "--" + single[0].replace("_", "-")
-            raise InvalidArgumentError(f"{flag} goes with one model; export the others by themselves")
+            raise InvalidArgumentError(f"{_flag(single[0])} goes with one model; export the others by themselves")
     target = Store(store)
     target.check()
     exporters = choose(given["formats"], given["quantize"])
@@ -125,6 +135,11 @@ def command(sources: tuple[str, ...], store: Path, allow_missing: bool, **given:
         )
 
 
+def _flag(name: str) -> str:
+    """The option of a parameter's name."""
+    return "--" + name.replace("_", "-")
+
+
 def _data(manifest: Manifest) -> str:
     """What the evidence is about, and what it says nothing about."""
     data = next(iter(manifest.artifacts[0].evidence.values())).data
@@ -146,10 +161,11 @@ def _check_name(text: str) -> None:
 def _source(text: str, given: dict[str, Any]) -> Source:
     """A model of the catalogue, or one of the user's own."""
     if not is_origin(text):
-        described = next((name for name in ("trust_source", *_OF_ONE) if given[name]), None)
+        described = next((name for name in _OF_ONE if given[name]), None)
         if described:
-            flag = "--" + described.replace("_", "-")
-            raise InvalidArgumentError(f"{flag} is not for models of the catalogue; {text!r} brings all that along")
+            raise InvalidArgumentError(
+                f"{_flag(described)} is not for models of the catalogue; {text!r} brings all that along"
+            )
         from .course import source
 
         return source(find_card(text), given["weights"], given["name"])

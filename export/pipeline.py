@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -125,14 +126,15 @@ class _Work:
         made = [exporter for exporter in self.exporters if exporter.convert is None or self._convert(exporter, job)]
         if source.labels:
             (staged / "labels.txt").write_text("".join(f"{label}\n" for label in source.labels), encoding="utf-8")
-        draft = self._draft()
+        draft = self._draft
         with runtimes.load(staged) as original:
             self.step("verify saved_model")
             cases = [base, *derived_cases(source, base)]
             first = _describe(made[0], source.signatures, original, self.options.opset)
             artifacts = [self._verify(made[0], first, original.run, cases)]
             warmup.write(cases, source.name, staged)
-            twin_cases = [base, *derived_cases(source, base, original.run)]
+            asked = derived_cases(source, base, original.run) if any(exporter.derived for exporter in made[1:]) else []
+            twin_cases = [base, *asked]
             for exporter in made[1:]:
                 self.step(f"verify {exporter.key}")
                 found = self._verify_file(exporter, draft, twin_cases if exporter.derived else [base])
@@ -164,8 +166,8 @@ class _Work:
             labels=source.labels,
             preprocessing=source.preprocessing,
             task=source.task,
-            source=str(model.describe()["sha256"]),
-            producer=_versions()["servable"],
+            source=str(self._draft.source["sha256"]),
+            producer=self._draft.producers["servable"],
             opset=self.options.opset,
             int8_io=self.options.int8_io,
         )
@@ -228,7 +230,9 @@ class _Work:
         sha256, size = measure_artifact(self.staged, exporter.path)
         return replace(artifact, sha256=sha256, bytes=size, evidence=evidence)
 
+    @cached_property
     def _draft(self) -> Manifest:
+        """The manifest without artifacts; made once, for it reads all weights."""
         source = self.source
         return Manifest(
             model=source.name,

@@ -52,20 +52,8 @@ def convert(folder: Path, model: Any, function: Callable[..., Any], *specs: Any,
     return data
 
 
-def reordered(data: bytes) -> bytes:
-    """The same model with its tensors against the order of their names; the converter's own order varies."""
-    changed = bytearray(data)
-    model = schema.Model.GetRootAsModel(changed, 0)
-    subgraph, signature = model.Subgraphs(0), model.SignatureDefs(0)
-    inputs = [signature.Inputs(i) for i in range(signature.InputsLength())]
-    outputs = [signature.Outputs(i) for i in range(signature.OutputsLength())]
-    for places, items in (subgraph.InputsAsNumpy(), inputs), (subgraph.OutputsAsNumpy(), outputs):
-        places[:] = [item.TensorIndex() for item in sorted(items, key=lambda item: item.Name(), reverse=True)]
-    return bytes(changed)
-
-
 @pytest.fixture(scope="session")
-def two(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def two(tmp_path_factory: pytest.TempPathFactory, reordered: Callable[[bytes], bytes]) -> bytes:
     """Two inputs and two outputs (one of them under two names), in the reverse order of their names."""
     first, second = keras.Input((3,)), keras.Input((2,))
     model = keras.Model([first, second], [keras.layers.Dense(4)(first), keras.layers.Dense(5)(second)])

@@ -110,18 +110,6 @@ def convert(folder: Path, model: Any, function: Callable[..., Any], *specs: Any)
     return data
 
 
-def reordered(data: bytes) -> bytes:
-    """The same model with its tensors against the order of their names; the converter's own order varies."""
-    changed = bytearray(data)
-    model = schema.Model.GetRootAsModel(changed, 0)
-    subgraph, signature = model.Subgraphs(0), model.SignatureDefs(0)
-    inputs = [signature.Inputs(i) for i in range(signature.InputsLength())]
-    outputs = [signature.Outputs(i) for i in range(signature.OutputsLength())]
-    for places, items in (subgraph.InputsAsNumpy(), inputs), (subgraph.OutputsAsNumpy(), outputs):
-        places[:] = [item.TensorIndex() for item in sorted(items, key=lambda item: item.Name(), reverse=True)]
-    return bytes(changed)
-
-
 @pytest.fixture(scope="session")
 def picture_model(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A classifier of color pictures of 8 × 8 pixels."""
@@ -199,7 +187,7 @@ def test_mediapipe_reads_what_was_said_of_a_classifier(picture_model: bytes, rea
 
 
 def test_mediapipe_reads_tensors_in_the_order_of_the_file(
-    reader: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    reader: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, reordered: Callable[[bytes], bytes]
 ) -> None:
     first, second = keras.Input((28, 28)), keras.Input((2,))
     hidden = keras.layers.Flatten()(first)
