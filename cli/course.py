@@ -21,7 +21,7 @@ def source(card: ModelCard, weights: Path | None = None, name: str | None = None
 
     data = samples.test_samples(card)
     (key,) = card.signature.inputs
-    words = "1,000 Fashion-MNIST test images" if card.dataset == "fashion-mnist" else "every degree of -40…100 °C"
+    words = "1,000 Fashion-MNIST test images" if card.dataset == "fashion-mnist" else "every 0.25 °C of -40…100 °C"
     return Source(
         name=name or card.name,
         model=KerasModel(training.load(card, weights), card.signature),

@@ -114,14 +114,15 @@ def _read_idx(folder: Path, name: str) -> NDArray[np.uint8]:
     return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
+def celsius_pairs(step: float) -> Split:
+    """Pairs of f = 1.8 c + 32 from −40 to 100 °C, a step apart."""
+    celsius = np.arange(-40, 100 + step, step, dtype=np.float32)[:, np.newaxis]
+    return Split(celsius, celsius * np.float32(1.8) + np.float32(32.0))
+
+
 def load_celsius() -> Dataset:
-    """Pairs of f = 1.8 c + 32: every fifth degree to train on, every degree of −40…100 °C to test."""
-
-    def pairs(start: int, stop: int, step: int) -> Split:
-        celsius = np.arange(start, stop + 1, step, dtype=np.float32)[:, np.newaxis]
-        return Split(celsius, celsius * np.float32(1.8) + np.float32(32.0))
-
-    train, test = pairs(-40, 100, 5), pairs(-40, 100, 1)
+    """Every fifth degree to train on, every degree to test."""
+    train, test = celsius_pairs(5), celsius_pairs(1)
     digest = hashlib.sha256(train.inputs.tobytes() + train.targets.tobytes()).hexdigest()
     return Dataset("celsius", train, test, digest)
 

@@ -195,27 +195,27 @@ def test_swapped_outputs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
         (
             "onnx",
             behind(lambda answer: tf.cast(answer, tf.float64)),
-            "output 'fahrenheit' is float64 (141, 1); expected float32 (141, 1)",
+            "output 'fahrenheit' is float64 (561, 1); expected float32 (561, 1)",
         ),
         (
             "saved_model",
             behind(lambda answer: tf.cast(answer, tf.float64)),
-            "output 'fahrenheit' is float64 (141, 1); expected float32 (141, 1)",
+            "output 'fahrenheit' is float64 (561, 1); expected float32 (561, 1)",
         ),
         (
             "tflite",
             behind(lambda answer: tf.cast(answer, tf.int32)),
-            "output 'fahrenheit' is int32 (141, 1); expected float32 (141, 1)",
+            "output 'fahrenheit' is int32 (561, 1); expected float32 (561, 1)",
         ),
         (
             "onnx",
             behind(lambda answer: answer[:, :, tf.newaxis]),
-            "output 'fahrenheit' is float32 (141, 1, 1); expected float32 (141, 1)",
+            "output 'fahrenheit' is float32 (561, 1, 1); expected float32 (561, 1)",
         ),
         (
             "tflite",
             behind(lambda answer: tf.concat([answer, answer], 1)),
-            "output 'fahrenheit' is float32 (141, 2); expected float32 (141, 1)",
+            "output 'fahrenheit' is float32 (561, 2); expected float32 (561, 1)",
         ),
     ],
 )
@@ -297,7 +297,7 @@ def test_a_fixed_batch_is_told_and_fed(monkeypatch: pytest.MonkeyPatch, tmp_path
     manifest = export_model(trained("celsius"), Store(tmp_path / "store"), only(key))
     artifact = manifest.artifact(REGISTRY[key].format)
     assert artifact is not None
-    assert (artifact.batch, artifact.evidence["serving_default"].samples) == (rows, 141)
+    assert (artifact.batch, artifact.evidence["serving_default"].samples) == (rows, 561)
 
 
 def specs(**shapes: tuple[int | None, ...]) -> dict[str, TensorSpec]:

@@ -242,7 +242,7 @@ def test_samples_are_model_inputs(model: str) -> None:
 
 
 def test_samples_of_celsius() -> None:
-    assert samples.test_samples(card("celsius")).inputs.shape == (141, 1)
+    assert samples.test_samples(card("celsius")).inputs.shape == (561, 1)
     assert samples.calibration_samples(card("celsius")).min() == -40.0
     assert samples.calibration_samples(card("celsius")).max() == 100.0
 
