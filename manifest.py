@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from .errors import ArtifactError, StoreError
+from .evidence import Evidence, evidence_to_dict, parse_evidence
+from .json_fields import Fields, present
 from .signature import PREDICT_METHOD, Shape, Signature, TensorSpec
 
 FILE_NAME = "servable.json"
 SCHEMA_VERSION = 1
 
+# What any server runs at load, as PredictionLog messages in a TFRecord file.
+WARMUP_REQUESTS = Path("assets.extra", "tf_serving_warmup_requests")
 SavedModelFiles = ("saved_model.pb", "saved_model.pbtxt", "fingerprint.pb", "variables", "assets")
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -57,40 +59,6 @@ class Derivation:
 
 
 @dataclass(frozen=True)
-class OutputError:
-    """How far one output is from the source's: absolute differences, and the range of the source's answers."""
-
-    max_abs_error: float
-    mean_abs_error: float
-    source_min: float
-    source_max: float
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """How far an artifact is from its source model for one signature.
-
-    Errors are absolute differences over all outputs and ``samples`` rows of ``data``, and in
-    ``outputs`` for each numeric output by itself; ``criterion`` says in words what had to hold and
-    ``passed`` whether it did. ``top1_agreement`` is a share in [0, 1] and None where the task has no
-    classes. ``worst_samples`` are the rows that are furthest off, the furthest first.
-    """
-
-    data: str
-    samples: int
-    max_abs_error: float
-    mean_abs_error: float
-    criterion: str
-    passed: bool
-    top1_agreement: float | None = None
-    metric: str | None = None
-    metric_value: float | None = None
-    metric_source_value: float | None = None
-    outputs: Mapping[str, OutputError] = field(default_factory=dict)
-    worst_samples: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
 class Absent:
     """An artifact that the version does not have, and why.
 
@@ -112,7 +80,8 @@ class Absent:
 class Artifact:
     """One file or folder of a version: what it is, how large, and how close to the source.
 
-    ``batch`` is ``dynamic``, or the one number of rows that the file takes at a time.
+    ``batch`` is ``dynamic``, or the one number of rows that the file takes at a time. ``sizes`` are those
+    of an input, without the batch, that the file takes alone where the signature leaves some open.
     """
 
     format: str
@@ -122,6 +91,7 @@ class Artifact:
     bytes: int
     signatures: tuple[str, ...]
     batch: str
+    sizes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     opset: int | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -203,43 +173,9 @@ class Manifest:
             raise StoreError(f"{path} is not valid JSON: {error}") from error
 
 
-class _Fields:
-    """Takes fields out of a JSON object one by one; what is left at the end was unknown."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise StoreError(f"{where}: expected an object, got {type(value).__name__}")
-        self.rest: dict[str, Any] = dict(value)
-        self.where = where
-
-    def take(self, key: str, kind: type[_T] | tuple[type[_T], ...], default: Any = ...) -> _T:
-        if key not in self.rest:
-            if default is ...:
-                raise StoreError(f"{self.where}: the field {key!r} is missing")
-            return default  # type: ignore[no-any-return]  # the caller's own default
-        value: Any = self.rest.pop(key)
-        if default is None and value is None:
-            return default  # type: ignore[return-value]  # an optional field, written as null
-        kinds = kind if isinstance(kind, tuple) else (kind,)
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            names = " or ".join(k.__name__ for k in kinds)
-            raise StoreError(f"{self.where}: {key!r} must be {names}, got {value!r}")
-        return value
-
-    def strings(self, key: str, default: Any = ...) -> tuple[str, ...]:
-        raw: list[Any] = self.take(key, list, default)
-        if not all(isinstance(item, str) for item in raw):
-            raise StoreError(f"{self.where}: {key!r} must hold strings, got {raw!r}")
-        return tuple(raw)
-
-    def mapping(self, key: str, parse_one: Callable[[Any, str], _T], default: Any = ...) -> dict[str, _T]:
-        raw: dict[str, Any] = self.take(key, dict, default)
-        return {name: parse_one(value, f"{self.where}: {key}.{name}") for name, value in raw.items()}
-
-
 def parse(value: Any, where: str = FILE_NAME) -> Manifest:
     """Validate a decoded ``servable.json``; `StoreError` names the place and the field at fault."""
-    fields = _Fields(value, where)
+    fields = Fields(value, where)
     schema = fields.take("schema_version", int)
     if schema > SCHEMA_VERSION:
         raise StoreError(
@@ -268,7 +204,7 @@ def parse(value: Any, where: str = FILE_NAME) -> Manifest:
     )
 
 
-def _parse_shape(fields: _Fields) -> Shape:
+def _parse_shape(fields: Fields) -> Shape:
     raw: list[Any] | None = fields.take("shape", list, None)
     if raw is None:
         return None
@@ -278,7 +214,7 @@ def _parse_shape(fields: _Fields) -> Shape:
 
 
 def _parse_spec(value: Any, where: str) -> TensorSpec:
-    fields = _Fields(value, where)
+    fields = Fields(value, where)
     return TensorSpec(
         name="",
         dtype=fields.take("dtype", str),
@@ -292,7 +228,7 @@ def _named(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
 
 
 def _parse_signature(value: Any, where: str) -> Signature:
-    fields = _Fields(value, where)
+    fields = Fields(value, where)
     return Signature(
         inputs=_named(fields.mapping("inputs", _parse_spec)),
         outputs=_named(fields.mapping("outputs", _parse_spec)),
@@ -301,7 +237,7 @@ def _parse_signature(value: Any, where: str) -> Signature:
 
 
 def _parse_preprocessing(value: Any, where: str) -> Preprocessing:
-    fields = _Fields(value, where)
+    fields = Fields(value, where)
     kind = fields.take("kind", str)
     if kind != "image":
         raise StoreError(f"{where}: kind {kind!r} is unknown; allowed: image")
@@ -315,7 +251,7 @@ def _parse_preprocessing(value: Any, where: str) -> Preprocessing:
 
 
 def _parse_derivation(value: Any, where: str) -> Derivation:
-    fields = _Fields(value, where)
+    fields = Fields(value, where)
     prologue = fields.take("prologue", str)
     if prologue not in ("decode_image", "parse_example"):
         raise StoreError(f"{where}: prologue {prologue!r} is unknown; allowed: decode_image, parse_example")
@@ -327,38 +263,8 @@ def _parse_derivation(value: Any, where: str) -> Derivation:
     )
 
 
-def _parse_evidence(value: Any, where: str) -> Evidence:
-    fields = _Fields(value, where)
-    number = (int, float)
-    return Evidence(
-        data=fields.take("data", str),
-        samples=fields.take("samples", int),
-        max_abs_error=fields.take("max_abs_error", number),
-        mean_abs_error=fields.take("mean_abs_error", number),
-        criterion=fields.take("criterion", str),
-        passed=fields.take("passed", bool),
-        top1_agreement=fields.take("top1_agreement", number, None),
-        metric=fields.take("metric", str, None),
-        metric_value=fields.take("metric_value", number, None),
-        metric_source_value=fields.take("metric_source_value", number, None),
-        outputs=fields.mapping("outputs", _parse_output_error, {}),
-        worst_samples=tuple(fields.take("worst_samples", list, [])),
-    )
-
-
-def _parse_output_error(value: Any, where: str) -> OutputError:
-    fields = _Fields(value, where)
-    number = (int, float)
-    return OutputError(
-        max_abs_error=fields.take("max_abs_error", number),
-        mean_abs_error=fields.take("mean_abs_error", number),
-        source_min=fields.take("source_min", number),
-        source_max=fields.take("source_max", number),
-    )
-
-
 def _parse_absent(value: Any, where: str) -> Absent:
-    fields = _Fields(value, where)
+    fields = Fields(value, where)
     return Absent(
         format=fields.take("format", str),
         quantization=fields.take("quantization", str),
@@ -367,8 +273,14 @@ def _parse_absent(value: Any, where: str) -> Absent:
     )
 
 
+def _parse_sizes(value: Any, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(size) is int and size >= 0 for size in value):
+        raise StoreError(f"{where}: expected a list of sizes, got {value!r}")
+    return tuple(value)
+
+
 def _parse_artifact(value: Any, where: str) -> Artifact:
-    fields = _Fields(value, where)
+    fields = Fields(value, where)
     return Artifact(
         format=fields.take("format", str),
         quantization=fields.take("quantization", str),
@@ -377,7 +289,8 @@ def _parse_artifact(value: Any, where: str) -> Artifact:
         bytes=fields.take("bytes", int),
         signatures=fields.strings("signatures"),
         batch=fields.take("batch", str),
-        evidence=fields.mapping("evidence", _parse_evidence, {}),
+        sizes=fields.mapping("sizes", _parse_sizes, {}),
+        evidence=fields.mapping("evidence", parse_evidence, {}),
         opset=fields.take("opset", int, None),
         extra=fields.rest,
     )
@@ -385,10 +298,6 @@ def _parse_artifact(value: Any, where: str) -> Artifact:
 
 def _label(format: str, quantization: str) -> str:
     return format if quantization == "float32" else f"{format} {quantization}"
-
-
-def _present(pairs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in pairs.items() if value is not None}
 
 
 def _spec_to_dict(spec: TensorSpec) -> dict[str, Any]:
@@ -404,11 +313,6 @@ def _signature_to_dict(signature: Signature) -> dict[str, Any]:
     }
 
 
-def _evidence_to_dict(evidence: Evidence) -> dict[str, Any]:
-    outputs = {name: vars(error) for name, error in evidence.outputs.items()}
-    return _present({**vars(evidence), "outputs": outputs, "worst_samples": list(evidence.worst_samples)})
-
-
 def _artifact_to_dict(artifact: Artifact) -> dict[str, Any]:
     return {
         "format": artifact.format,
@@ -418,8 +322,9 @@ def _artifact_to_dict(artifact: Artifact) -> dict[str, Any]:
         "bytes": artifact.bytes,
         "signatures": list(artifact.signatures),
         "batch": artifact.batch,
-        **_present({"opset": artifact.opset}),
-        "evidence": {name: _evidence_to_dict(evidence) for name, evidence in artifact.evidence.items()},
+        **({"sizes": {name: list(sizes) for name, sizes in artifact.sizes.items()}} if artifact.sizes else {}),
+        **present({"opset": artifact.opset}),
+        "evidence": {name: evidence_to_dict(evidence) for name, evidence in artifact.evidence.items()},
         **artifact.extra,
     }
 
@@ -436,7 +341,7 @@ def _manifest_to_dict(manifest: Manifest) -> dict[str, Any]:
         "producers": dict(manifest.producers),
         "signatures": {name: _signature_to_dict(value) for name, value in manifest.signatures.items()},
         "derivations": {
-            name: _present({**vars(value), "outputs": dict(value.outputs)})
+            name: present({**vars(value), "outputs": dict(value.outputs)})
             for name, value in manifest.derivations.items()
         },
         "labels": list(manifest.labels),

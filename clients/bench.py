@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from .. import metrics, runtimes
-from ..errors import InvalidArgumentError, MissingExtraError
-from ..manifest import Artifact, Manifest
+from ..errors import DataLossError, InvalidArgumentError, MissingExtraError
+from ..manifest import WARMUP_REQUESTS, Artifact, Manifest
 from ..runtimes import Runtime, RuntimeOptions
 from ..signature import Signature
 from ..twin import Arrays, Twin
+from ..wire import messages, tensors
+from ..wire.records import read_records
 
 WARMUP_RUNS = 20
 ACCURACY_BATCH = 125
@@ -77,8 +81,8 @@ def bench_version(
 ) -> Iterator[BenchResult]:
     """Time every artifact of a version folder for ``duration_s`` each, one after the other.
 
-    Artifacts whose engine is not installed go to ``skipped``. Without labelled data the input is one
-    row of zeros and no metric is given.
+    Artifacts whose engine is not installed go to ``skipped``. Without labelled data the input is the
+    version's first warm-up request, or one row of zeros, and no metric is given.
     """
     if not 0 < duration_s < math.inf:
         raise InvalidArgumentError(f"the duration is {duration_s} s; give a positive number of seconds")
@@ -101,7 +105,7 @@ def _bench_artifact(
         signature = manifest.signatures[base]
         run = runtime.run if _is_plain(runtime, artifact, signature) else Twin(manifest, runtime, artifact).run
         (name, *_) = signature.inputs
-        rows = {name: data.inputs} if data else _zeros(signature)
+        rows = {name: data.inputs} if data else _sample(path if path.is_dir() else path.parent, signature)
         times = sorted(_time_runs(partial(run, base), rows, duration_s))
         value = _measure(partial(run, base), name, data) if data else None
         return BenchResult(
@@ -127,6 +131,17 @@ def _is_plain(runtime: Runtime, artifact: Artifact, signature: Signature) -> boo
         and all(spec.dtype == own.inputs[name].dtype for name, spec in signature.inputs.items())
         and all(spec.dtype == own.outputs[name].dtype for name, spec in signature.outputs.items())
     )
+
+
+def _sample(folder: Path, signature: Signature) -> Arrays:
+    """The first row of the signature's warm-up request; zeros where the version brings none along."""
+    path = folder / WARMUP_REQUESTS
+    with suppress(DecodeError, DataLossError):  # a damaged file is its server's matter
+        for record in read_records(path) if path.is_file() else ():
+            request = messages.PredictionLog.FromString(record).predict_log.request
+            if request.model_spec.signature_name == signature.name and request.inputs.keys() == signature.inputs.keys():
+                return {name: tensors.decode(tensor)[:1] for name, tensor in request.inputs.items()}
+    return _zeros(signature)
 
 
 def _zeros(signature: Signature) -> dict[str, NDArray[Any]]:

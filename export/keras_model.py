@@ -22,6 +22,8 @@ from .structure import leaves, rebuild
 PREDICT_ROWS = 250
 # A longer loop stays one: unrolled, each step is a copy of the cell in the file.
 MAX_UNROLLED_STEPS = 256
+# What cells without dropout have; the second implementation is one matrix product where the first has several.
+_OF_DROPOUT = {"dropout": 0.0, "recurrent_dropout": 0.0, "implementation": 2}
 # Of a vocabulary, to ask the model with.
 _WORDS = 500
 
@@ -30,10 +32,15 @@ class KerasModel(TracedModel):
     """A ``keras.Model`` or ``tf_keras.Model``: Sequential, Functional, or subclassed and built."""
 
     def __init__(self, model: Any, signature: Signature) -> None:
-        """``signature`` names the model's inputs and outputs, in the order of `structure.leaves`."""
+        """``signature`` names the model's inputs and outputs, in the order of `structure.leaves`.
+
+        Raises `ExportError` where Keras does not run on TensorFlow.
+        """
         self.model = model
         self.signature = signature
         self.kind = "tf_keras" if _is_tf_keras(model) else "keras"
+        if self.kind == "keras":
+            _check_backend()
         self.parameters = int(model.count_params())
         self.recurrent = bool(self._recurrent_layers())
         sizes = [layer.input_dim for layer in model._flatten_layers() if hasattr(layer, "input_dim")]
@@ -72,25 +79,33 @@ class KerasModel(TracedModel):
         return cls(model, Signature(taken, {name: replace(spec, name=name) for name, spec in given.items()}))
 
     def call(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        with self._inferred_batch():
+        with self._for_inference():
             found = [leaf for _, leaf in leaves(self._answer([tensors[name] for name in self.signature.inputs]))]
         return dict(zip(self.signature.outputs, found, strict=True))
 
     @contextmanager
-    def _inferred_batch(self) -> Iterator[None]:
-        """While this is entered, Flatten leaves the batch to the reshape.
+    def _for_inference(self) -> Iterator[None]:
+        """While this is entered, layers leave out what Keras 3 traces and inference does not need.
 
-        Keras 3 computes it from the input's shape: four operations that XNNPACK does not take, and
-        that cost TensorFlow as much as a small layer.
+        Flatten leaves the batch to the reshape: computed from the input's shape it is four operations
+        that XNNPACK does not take, and that cost TensorFlow as much as a small layer. Recurrent cells with
+        dropout draw no masks, which nothing uses, and for which each request would change a seed.
         """
-        flat = [layer for layer in self.model._flatten_layers() if _flattens(layer)]
+        layers = self.model._flatten_layers()
+        flat = [layer for layer in layers if _flattens(layer)]
+        cells = [layer for layer in layers if self.kind == "keras" and hasattr(layer, "get_recurrent_dropout_mask")]
+        before = [(cell, {name: getattr(cell, name) for name in _OF_DROPOUT if hasattr(cell, name)}) for cell in cells]
         try:
             for layer in flat:
                 layer.call = partial(_flatten, layer.compute_output_shape)
+            for cell, values in before:
+                vars(cell).update({name: _OF_DROPOUT[name] for name in values})
             yield
         finally:
             for layer in flat:
                 del layer.call
+            for cell, values in before:
+                vars(cell).update(values)
 
     def _answer(self, tensors: Sequence[Any]) -> Any:
         return self.model(rebuild(self._structure, iter(tensors)), training=False)
@@ -139,10 +154,9 @@ class KerasModel(TracedModel):
         found += [item if isinstance(item, tf.Variable) else item.value for item in self.model.variables]
         return found
 
-    @property
-    def loops(self) -> bool:
-        """Whether there are recurrent layers, and all have a known and bearable number of steps."""
-        return self.recurrent and all(0 < _steps(layer) <= MAX_UNROLLED_STEPS for layer in self._recurrent_layers())
+    def unrolls(self, open_steps: int = 0) -> bool:
+        steps = [_steps(layer) or open_steps for layer in self._recurrent_layers()]
+        return self.recurrent and all(0 < count <= MAX_UNROLLED_STEPS for count in steps)
 
     def _recurrent_layers(self) -> list[Any]:
         return [layer for layer in self.model._flatten_layers() if isinstance(getattr(layer, "unroll", None), bool)]
@@ -187,6 +201,15 @@ def _one_initial_state(original: Callable[[Any], Any], kind: str) -> Callable[[A
         return lambda batch_size: original(1)
     tf = extras.load("tensorflow", "exporting a model")
     return lambda inputs: original(tf.zeros((1, *inputs.shape[1:]), inputs.dtype))
+
+
+def _check_backend() -> None:
+    backend = extras.load("keras", "exporting a model").backend.backend()
+    if backend != "tensorflow":
+        raise ExportError(
+            f"Keras runs on {backend!r} in this process, and exports are made of TensorFlow's graphs: set "
+            "KERAS_BACKEND=tensorflow before Keras is imported, and load the model again"
+        )
 
 
 def _is_tf_keras(model: Any) -> bool:

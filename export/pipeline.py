@@ -28,9 +28,10 @@ from .operations import LOOPS, operations
 from .registry import FORMATS, OPSET, Exporter, Job, choose
 from .source import Source
 from .source_model import TracedModel, first_line
-from .tolerance import Overrides, override, tolerance
+from .tolerance import Overrides, check_overrides, override, tolerance
 from .verify import Run, verify
 
+Sizes = Mapping[str, tuple[int, ...]]
 Progress = Callable[[str, int, int], None]
 
 _PRODUCERS = ("tensorflow", "keras", "tf_keras", "tf2onnx", "onnx", "onnxruntime", "ai-edge-litert", "numpy")
@@ -63,12 +64,13 @@ def export_model(
     Nothing appears under the model's folder unless all that was made agrees with the source. An
     artifact that the format cannot hold or that fails to be made is left out, and the manifest's
     ``absent`` says why. Raises `ExportError` if the source or its SavedModel fails, or an artifact that
-    was chosen by name cannot be; `ParityError` if an artifact disagrees; `MissingExtraError` without
-    the extra; `AlreadyExistsError` for a version that exists; and `StoreError` if the store cannot be
-    written.
+    was chosen by name cannot be; `ParityError` if an artifact disagrees; `InvalidArgumentError` for options
+    that do not fit; `MissingExtraError` without the extra; `AlreadyExistsError` for a version that
+    exists; and `StoreError` if the store cannot be written.
     """
     options = options or ExportOptions()
     exporters = choose(options.formats, options.quantizations)
+    check_overrides(options.tolerances, source)
     for module in dict.fromkeys(module for exporter in exporters for module in exporter.requires):
         extras.load(module, "exporting a model")
     if set("[]") & set(str(store.root.resolve())):
@@ -144,16 +146,18 @@ class _Work:
     def _job(self) -> Job:
         source, model = self.source, self.source.model
         found = operations(self.staged, source.signature.name)
-        unrolled = fixed = None
+        unrolled = fixed = sized = None
         wanted = any(exporter.format == "tflite" for exporter in self.exporters)
         if wanted and LOOPS & found.keys() and isinstance(model, TracedModel):
-            if model.loops:
-                unrolled = self.folder / "unrolled"
-                with model.unrolled():
-                    _guarded(lambda: saved_model.write_base(model, source.signature, unrolled))
+            if model.unrolls():
+                unrolled = self._unrolled(model, source.signature)
             else:
                 fixed = self.folder / "fixed"
-                _guarded(lambda: saved_model.write_base(model, _one_row(source.signature), fixed))
+                _guarded(lambda: saved_model.write_base(model, _sized(source.signature, {}, rows=1), fixed))
+                sizes = {name: array.shape[1:] for name, array in source.data.calibration.items()}
+                if model.unrolls(_longest_open(source.signature, sizes)):
+                    with suppress(ExportError):  # what is not to be had without the loop is left out
+                        sized = self._unrolled(model, _sized(source.signature, sizes))
         rows = _CALIBRATION_ROWS[least_rows(model.parameters)]
         return Job(
             model=source.name,
@@ -162,6 +166,7 @@ class _Work:
             calibration={name: array[:rows] for name, array in source.data.calibration.items()},
             unrolled=unrolled,
             fixed=fixed,
+            sized=sized,
             operations=frozenset(found),
             labels=source.labels,
             preprocessing=source.preprocessing,
@@ -171,6 +176,12 @@ class _Work:
             opset=self.options.opset,
             int8_io=self.options.int8_io,
         )
+
+    def _unrolled(self, model: TracedModel, signature: Signature) -> Path:
+        folder = self.folder / "unrolled"
+        with model.unrolled():
+            _guarded(lambda: saved_model.write_base(model, signature, folder))
+        return folder
 
     def _convert(self, exporter: Exporter, job: Job) -> bool:
         """Make one file; False if the version goes without it."""
@@ -262,14 +273,16 @@ def _guarded(action: Callable[[], None]) -> None:
 
 
 def _describe(exporter: Exporter, signatures: Mapping[str, Signature], runtime: Runtime, opset: int) -> Artifact:
-    """The manifest's entry, before it is measured; the file itself says how many rows it takes."""
-    sizes = {
-        spec.shape[0]
-        for signature in runtime.signatures.values()
-        for spec in signature.inputs.values()
-        if spec.shape and exporter.path != "."
-    }
-    (rows,) = sizes if len(sizes) == 1 else (None,)
+    """The manifest's entry, before it is measured; the file itself says which sizes it takes."""
+    (wanted, *_), (own, *_) = signatures.values(), runtime.signatures.values()
+    rows, sizes = None, {}
+    if exporter.path != ".":
+        shapes = {name: spec.shape or () for name, spec in own.inputs.items()}
+        batches = {shape[0] for shape in shapes.values() if shape}
+        rows = batches.pop() if len(batches) == 1 else None
+        for name, spec in wanted.inputs.items():
+            if spec.shape and None in spec.shape[1:] and None not in shapes.get(name, (None, None))[1:]:
+                sizes[name] = tuple(size or 0 for size in shapes[name][1:])
     return Artifact(
         format=exporter.format,
         quantization=exporter.quantization,
@@ -278,14 +291,25 @@ def _describe(exporter: Exporter, signatures: Mapping[str, Signature], runtime: 
         bytes=0,
         signatures=tuple(signatures),
         batch="dynamic" if rows is None else str(rows),
+        sizes=sizes,
         opset=opset if exporter.format == "onnx" else None,
     )
 
 
-def _one_row(signature: Signature) -> Signature:
-    """The same signature with a batch of 1."""
-    inputs = {name: replace(spec, shape=(1, *(spec.shape or ())[1:])) for name, spec in signature.inputs.items()}
+def _sized(signature: Signature, sizes: Sizes, rows: int | None = None) -> Signature:
+    """The same signature with these sizes in place of open ones, and a batch of ``rows``."""
+    inputs = {}
+    for name, spec in signature.inputs.items():
+        inputs[name] = replace(spec, shape=(rows, *sizes.get(name, (spec.shape or ())[1:])))
     return replace(signature, inputs=inputs)
+
+
+def _longest_open(signature: Signature, sizes: Sizes) -> int:
+    """The largest of ``sizes`` that the signature leaves open, 0 where it leaves none."""
+    specs = [(spec.shape or (), sizes[name]) for name, spec in signature.inputs.items()]
+    return max(
+        (size for shape, row in specs for own, size in zip(shape[1:], row, strict=True) if own is None), default=0
+    )
 
 
 def _versions() -> dict[str, str]:

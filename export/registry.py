@@ -26,7 +26,8 @@ class Job:
 
     ``saved_model`` is the folder to convert from, ``signature`` the one to convert. ``unrolled`` is a
     SavedModel of the same signature without loops, where the model has a loop that can be taken out;
-    ``fixed`` one with a batch of 1, where it has one that cannot. ``calibration`` are rows of inputs,
+    ``fixed`` one with a batch of 1, where it has one that cannot, and ``sized`` one without the loop,
+    for sequences as long as the calibration rows. ``calibration`` are rows of inputs,
     ``operations`` those of the SavedModel, ``source`` the digest of the model's weights, and ``producer``
     the version of servable.
     """
@@ -37,6 +38,7 @@ class Job:
     calibration: Arrays
     unrolled: Path | None = None
     fixed: Path | None = None
+    sized: Path | None = None
     operations: frozenset[str] = frozenset()
     labels: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None

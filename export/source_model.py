@@ -56,9 +56,11 @@ class TracedModel(SourceModel):
     def tracked(self) -> Sequence[Any]:
         """Variables, tables and assets that a SavedModel of `call` has to hold."""
 
-    @property
-    def loops(self) -> bool:
-        """Whether `call` traces a loop that `unrolled` takes out."""
+    def unrolls(self, open_steps: int = 0) -> bool:
+        """Whether `call` traces loops that `unrolled` takes out.
+
+        ``open_steps`` is the number of steps to trace where the signature leaves it open, 0 for none.
+        """
         return False
 
     @contextmanager

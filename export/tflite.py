@@ -103,7 +103,8 @@ Prepare = Callable[[Any, Any, Job], None]
 
 def _convert(prepare: Prepare, job: Job, path: Path) -> None:
     tf = extras.load("tensorflow", "exporting a model")
-    folder = job.unrolled or job.fixed or job.saved_model
+    without_loops = job.unrolled or (job.sized if prepare in _OF_NO_LOOPS else None)
+    folder = without_loops or job.fixed or job.saved_model
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder), signature_keys=[job.signature.name])
     prepare(tf, converter, job)
     try:
@@ -151,10 +152,10 @@ def _no_other_dtypes(job: Job) -> str | None:
 
 
 def _no_loops(job: Job) -> str | None:
-    if not job.unrolled and LOOPS & job.operations:
+    if not job.unrolled and not job.sized and LOOPS & job.operations:
         return (
-            "the model has a loop, which the converter cannot quantize: recurrent layers need a known number of steps, "
-            f"at most {MAX_UNROLLED_STEPS}"
+            "the model has a loop, which the converter cannot quantize: only recurrent layers of Keras models are "
+            f"unrolled, and up to {MAX_UNROLLED_STEPS} steps"
         )
     return _no_other_dtypes(job)
 
@@ -165,6 +166,9 @@ def _no_integers(job: Job) -> str | None:
             return f"{spec.name!r} is {spec.dtype}, which the converter does not take beside int16 activations"
     return _no_loops(job)
 
+
+# These take no model with a loop.
+_OF_NO_LOOPS = (_int8, _int16x8)
 
 for quantization, path, prepare, unsupported in (
     ("float32", "model.tflite", _float32, _no_other_dtypes),

@@ -76,6 +76,21 @@ def override(limits: Tolerance, key: str, overrides: Overrides) -> Tolerance:
     return replace(limits, **overrides.get("", {}), **overrides.get(key, {}))
 
 
+def check_overrides(overrides: Overrides, source: Source) -> None:
+    """Raise `InvalidArgumentError` for a limit on something that is not measured of this source."""
+    integers = any(spec.dtype.startswith(("int", "uint", "bool")) for spec in source.signature.outputs.values())
+    needs = {
+        "min_top1_agreement": (source.task not in ("regression", "other"), f"classes, and this is for {source.task}"),
+        "max_metric_drop": (source.metric is not None, "a metric, and no targets are given to compute one from"),
+        "min_equal": (integers, "an output of integers, and the model has none"),
+    }
+    for limits in overrides.values():
+        for name in limits:
+            fits, need = needs.get(name, (True, ""))
+            if not fits:
+                raise InvalidArgumentError(f"{source.name}: the limit {name} needs {need}")
+
+
 def parse_overrides(texts: Sequence[str], keys: Sequence[str]) -> dict[str, dict[str, float]]:
     """``["max_abs_error=0.001", "tflite_int8:max_metric_drop=0.02"]`` as limits by artifact; "" is all.
 

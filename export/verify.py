@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .. import metrics
 from ..errors import ExportError, InputError, ParityError, ServableError
-from ..manifest import Evidence, OutputError
+from ..evidence import Evidence, OutputError
 from .cases import Case, chunk_rows
 from .source import Source
 from .source_model import Arrays

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from ..manifest import WARMUP_REQUESTS
 from ..signature import CLASSIFY_METHOD, REGRESS_METHOD
 from ..wire import messages, tensors
 from ..wire.records import write_records
 from .cases import Case
-
-PATH = Path("assets.extra", "tf_serving_warmup_requests")
 
 
 def write(cases: Iterable[Case], model: str, folder: Path) -> None:
@@ -19,7 +18,7 @@ def write(cases: Iterable[Case], model: str, folder: Path) -> None:
 
     Format: TensorFlow Serving, SavedModel Warmup: a TFRecord file of PredictionLog messages.
     """
-    path = folder / PATH
+    path = folder / WARMUP_REQUESTS
     if path.exists():
         return
     path.parent.mkdir(exist_ok=True)

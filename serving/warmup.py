@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 from google.protobuf.message import DecodeError
 
 from ..errors import Code, InvalidArgumentError, ServableError, UnimplementedError
+from ..manifest import WARMUP_REQUESTS
 from ..wire import messages
 from ..wire.records import read_records
 from .monitoring import Monitor
 
-FILE_NAME = Path("assets.extra", "tf_serving_warmup_requests")
 MAX_RECORDS = 1000
 
 # A record that is none is shown up to here.
@@ -45,7 +45,7 @@ def read(folder: Path) -> Iterator[Any]:
     Raises `InvalidArgumentError` for a record that is no such message and for too many of them, and
     what `read_records` raises.
     """
-    path = folder / FILE_NAME
+    path = folder / WARMUP_REQUESTS
     if not _exists(path):
         return
     for i, record in enumerate(read_records(path)):
@@ -67,7 +67,7 @@ def replay(
     no label. Raises what `read` raises, `UnimplementedError` for logs of other calls, and what ``run``
     raises with the file and the record's number before its text.
     """
-    path = folder / FILE_NAME
+    path = folder / WARMUP_REQUESTS
     if not _exists(path):
         return 0
     start = perf_counter()

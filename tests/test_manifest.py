@@ -91,6 +91,22 @@ def test_round_trip_changes_nothing() -> None:
     assert written(parse(document())) == document()
 
 
+def test_sizes_that_a_file_fixes() -> None:
+    value = document()
+    value["artifacts"][0]["sizes"] = {"image": [28, 28, 1]}
+    manifest = parse(value)
+    assert manifest.artifacts[0].sizes == {"image": (28, 28, 1)}
+    assert written(manifest) == value
+
+
+@pytest.mark.parametrize("sizes", [3, ["28"], [-1], [True], None])
+def test_sizes_that_are_none(sizes: Any) -> None:
+    value = document()
+    value["artifacts"][0]["sizes"] = {"image": sizes}
+    with pytest.raises(StoreError, match=r"artifacts\[0\]: sizes\.image: expected a list of sizes, got "):
+        parse(value)
+
+
 def test_exported_manifest_round_trips(store: Store) -> None:
     for model in store.models():
         folder = store.path(model)

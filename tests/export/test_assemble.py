@@ -138,7 +138,7 @@ def test_operations_of_a_signature_include_those_of_its_functions(tmp_path: Path
     assert LOOPS & operations(tmp_path / "looped", "serving_default").keys()
     assert isinstance(looped.model, KerasModel)
     assert looped.model.recurrent
-    assert looped.model.loops
+    assert looped.model.unrolls()
 
 
 @pytest.mark.parametrize(

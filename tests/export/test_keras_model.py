@@ -239,7 +239,7 @@ def test_a_recurrent_model_unrolled_and_not(library: Any) -> None:
     answers = original(rows)
     model = KerasModel.of(original)
     assert model.recurrent
-    assert model.loops
+    assert model.unrolls()
     spec = tf.TensorSpec((None, 3, 3), tf.float32)
 
     def operations() -> set[str]:
@@ -256,6 +256,34 @@ def test_a_recurrent_model_unrolled_and_not(library: Any) -> None:
     assert_same(model, [rows], answers)
 
 
+def test_cells_with_dropout_draw_no_masks_for_inference() -> None:
+    sequence = keras.Input((3, 3))
+    lstm = keras.layers.Bidirectional(keras.layers.LSTM(4, dropout=0.5, recurrent_dropout=0.5, return_sequences=True))
+    original = keras.Model(sequence, keras.layers.GRU(5, recurrent_dropout=0.5)(lstm(sequence)))
+    rows = RNG.normal(size=(5, 3, 3)).astype(np.float32)
+    answers = original(rows, training=False)
+    model = KerasModel.of(original)
+    spec = tf.TensorSpec((None, 3, 3), tf.float32)
+    graph = tf.function(lambda x: model.call({"sequence": x}), input_signature=[spec]).get_concrete_function().graph
+    found = {node.op for node in graph.as_graph_def().node}
+    found |= {node.op for function in graph.as_graph_def().library.function for node in function.node_def}
+    assert not [name for name in found if "Random" in name or "Assign" in name]
+    assert_same(model, [rows], answers)
+    cells = [layer for layer in original._flatten_layers() if hasattr(layer, "get_recurrent_dropout_mask")]
+    assert [(cell.dropout, cell.recurrent_dropout, cell.implementation) for cell in cells] == [
+        (0.5, 0.5, 1),
+        (0.5, 0.5, 1),
+        (0.0, 0.5, 1),
+    ]
+
+
+def test_keras_on_another_backend_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(ExportError, match=r"Keras runs on 'jax' in this process.*KERAS_BACKEND=tensorflow"):
+        KerasModel.of(model)
+
+
 def test_given_names(library: Any) -> None:
     left, right = two(library, "zz", "bb")
     original = library.Model([left, right], [dense(library, 2)(left), dense(library, 2)(right)])
@@ -268,7 +296,7 @@ def test_given_names(library: Any) -> None:
 @pytest.mark.parametrize(
     ("inputs", "outputs", "words"),
     [
-        (("one",), (), "2 inputs; 1 names are given"),
+        (("one",), (), "2 inputs, .*; 1 names are given"),
         ((), ("one", "one"), "two outputs cannot have one name"),
         (("1st", "x"), (), "'1st' cannot be the name of an input"),
         ((), ("a b", "c"), "'a b' cannot be the name of an output"),

@@ -13,7 +13,7 @@ from servable.cli.course import source
 from servable.errors import InvalidArgumentError
 from servable.export import Source
 from servable.export.registry import QUANTIZATIONS, REGISTRY
-from servable.export.tolerance import Tolerance, override, parse_overrides, tolerance
+from servable.export.tolerance import Tolerance, check_overrides, override, parse_overrides, tolerance
 from servable.models import card
 
 
@@ -89,6 +89,23 @@ def test_a_model_in_half_precision_is_held_to_three_digits() -> None:
 
     given = replace(trained("cnn"), model=Half())
     assert tolerance(given, "float32", 1.0) == tolerance(trained("cnn"), "float16", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("model", "limit", "reason"),
+    [
+        ("celsius", "min_top1_agreement", "celsius: the limit min_top1_agreement needs classes, and this is for regre"),
+        ("cnn", "max_metric_drop", "cnn: the limit max_metric_drop needs a metric, and no targets are given"),
+        ("cnn", "min_equal", "cnn: the limit min_equal needs an output of integers, and the model has none"),
+    ],
+)
+@pytest.mark.parametrize("key", ["", "tflite_int8"])
+def test_a_limit_on_what_is_not_measured_is_refused(model: str, limit: str, reason: str, key: str) -> None:
+    given = replace(trained(model), metric=None)
+    with pytest.raises(InvalidArgumentError, match=reason):
+        check_overrides({key: {limit: 0.5}}, given)
+    check_overrides({key: {"max_abs_error": 0.5, "max_range_error": 0.1}}, given)
+    check_overrides({key: {"max_metric_drop": 0.5}}, trained(model))
 
 
 def test_limits_are_replaced_for_all_or_for_one() -> None:

@@ -13,7 +13,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from servable.export import warmup
 from servable.export.cases import Case
-from servable.manifest import Manifest
+from servable.manifest import WARMUP_REQUESTS, Manifest
 from servable.models import card, samples
 from servable.serving import Server, ServerOptions
 from servable.serving.monitoring import Monitor
@@ -23,7 +23,7 @@ from servable.store import Store
 
 
 def logs(folder: Path) -> list[prediction_log_pb2.PredictionLog]:
-    records = tf.data.TFRecordDataset(str(folder / warmup.PATH)).as_numpy_iterator()
+    records = tf.data.TFRecordDataset(str(folder / WARMUP_REQUESTS)).as_numpy_iterator()
     return [prediction_log_pb2.PredictionLog.FromString(record) for record in records]
 
 
@@ -79,16 +79,16 @@ def test_the_server_runs_them_at_load(store: Store) -> None:
 def test_it_is_no_part_of_an_artifact(store: Store, tmp_path: Path) -> None:
     folder = tmp_path / "1"
     shutil.copytree(store.path("celsius"), folder)
-    (folder / warmup.PATH).unlink()
+    (folder / WARMUP_REQUESTS).unlink()
     manifest = Manifest.read(folder)
     for artifact in manifest.artifacts:
         manifest.check_artifact(folder, artifact)
 
 
 def test_a_file_that_a_model_brings_along_is_kept(store: Store, tmp_path: Path) -> None:
-    (tmp_path / warmup.PATH).parent.mkdir()
-    (tmp_path / warmup.PATH).write_bytes(b"its own")
+    (tmp_path / WARMUP_REQUESTS).parent.mkdir()
+    (tmp_path / WARMUP_REQUESTS).write_bytes(b"its own")
     signature = card("celsius").signature
     rows = np.zeros((1, 1), np.float32)
     warmup.write([Case(signature, "one row", {"celsius": rows}, {"fahrenheit": rows})], "celsius", tmp_path)
-    assert (tmp_path / warmup.PATH).read_bytes() == b"its own"
+    assert (tmp_path / WARMUP_REQUESTS).read_bytes() == b"its own"

@@ -36,6 +36,7 @@ from tensorflow_serving.apis import (
 from servable.cli.course import source
 from servable.errors import StoreError
 from servable.export import ExportOptions, export_model
+from servable.manifest import WARMUP_REQUESTS
 from servable.models import card
 from servable.process import Child
 from servable.serving import Server, ServerOptions
@@ -46,7 +47,6 @@ from servable.serving.manager import LifecycleOptions
 from servable.serving.model_config import All, ModelConfig
 from servable.serving.servable import Servable
 from servable.serving.sources import ConfigSource
-from servable.serving.warmup import FILE_NAME as WARM_UP
 from servable.store import Store
 from servable.wire.records import write_records
 
@@ -464,8 +464,8 @@ def warm_up(folder: Path, *models: str, signature: str = "") -> None:
         request.model_spec.signature_name = signature
         request.inputs["celsius"].CopyFrom(tf.make_tensor_proto(np.ones((2, 1), np.float32)))
         records.append(log.SerializeToString())
-    (folder / WARM_UP).parent.mkdir(exist_ok=True)
-    write_records(folder / WARM_UP, records)
+    (folder / WARMUP_REQUESTS).parent.mkdir(exist_ok=True)
+    write_records(folder / WARMUP_REQUESTS, records)
 
 
 @pytest.mark.parametrize("options", [OPTIONS, TENSORFLOW], ids=["onnx", "tensorflow"])
@@ -502,9 +502,9 @@ def test_a_version_whose_warm_up_fails_is_not_available(steps: Steps, tmp_path: 
         until(lambda: alive() == before)
         code, message = caller.status()[2][1:]
         assert code == "FAILED_PRECONDITION"
-        assert message == f'{base / "2" / WARM_UP}: record 1: Serving signature key "nope" not found.'
+        assert message == f'{base / "2" / WARMUP_REQUESTS}: record 1: Serving signature key "nope" not found.'
         assert caller.over_rest() == 1
-        (base / "2" / WARM_UP).write_bytes(b"not a TFRecord file")
+        (base / "2" / WARMUP_REQUESTS).write_bytes(b"not a TFRecord file")
         until(lambda: caller.status()[2][1] == "DATA_LOSS")
         assert caller.status()[2][2].endswith("Please verify your warmup data is in TFRecord format.")
         warm_up(base / "2", "step")
