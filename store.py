@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import AlreadyExistsError, NotFoundError, ResourceExhaustedError, StoreError, nearest
+from .errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, ResourceExhaustedError, StoreError, nearest
 from .manifest import FILE_NAME, Manifest
 
 try:
@@ -89,14 +89,10 @@ class Store:
         """A fresh folder to prepare a version in; removed on exit unless it was published.
 
         Leftovers of exports that were killed are removed first: a live export holds a file lock,
-        which the kernel releases with its process. Raises `StoreError` or `ResourceExhaustedError`
-        if the store cannot be written.
+        which the kernel releases with its process. Raises `InvalidArgumentError` for a name that cannot be
+        one (`check_name`), and `StoreError` or `ResourceExhaustedError` if the store cannot be written.
         """
-        if not _MODEL_NAME.fullmatch(model):
-            raise StoreError(
-                f"{model!r} cannot be a model name: use letters, digits, '.', '_' and '-', "
-                "and begin with a letter or digit"
-            )
+        check_name(model)
         self.check()
         parent = self.root / STAGING
         with _disk_errors(self.root):
@@ -182,6 +178,14 @@ class Store:
                 version += 1
             else:
                 return target, manifest
+
+
+def check_name(model: str) -> None:
+    """Raise `InvalidArgumentError` unless a model can have this name: it is a folder's, and part of URLs."""
+    if not _MODEL_NAME.fullmatch(model):
+        raise InvalidArgumentError(
+            f"{model!r} cannot be a model name: use letters, digits, '.', '_' and '-', and begin with a letter or digit"
+        )
 
 
 @contextmanager

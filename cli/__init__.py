@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -99,6 +100,8 @@ def run(arguments: Sequence[str]) -> int:
 def main() -> None:
     """Entry point of the console script."""
     streams.prepare()
+    # Exports are made of TensorFlow's graphs; a Keras file runs on any backend, whichever one it was trained on.
+    os.environ["KERAS_BACKEND"] = "tensorflow"
     # As an exception, so that servers are stopped and temporary folders removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     code = run(sys.argv[1:])

@@ -10,14 +10,14 @@ import click
 from ..errors import ExportError, InvalidArgumentError, NotFoundError
 from ..export import ExportOptions, Source, export_model
 from ..export.assemble import Description, open_source
-from ..export.origin import Opening, is_origin
+from ..export.origin import Opening, check_origin, is_origin
 from ..export.registry import FORMATS, OPSET, OPSETS, QUANTIZATIONS, choose
 from ..export.source import TASKS
 from ..export.tolerance import parse_overrides
 from ..extras import load, require
 from ..manifest import Manifest
 from ..models import card as find_card
-from ..store import Store
+from ..store import Store, check_name
 from .console import progress, quiet, stdout
 from .tables import evidence_table
 
@@ -68,9 +68,7 @@ def _range(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
     metavar="[ARTIFACT:]LIMIT=NUMBER",
     help="Another limit, such as tflite_int8:max_metric_drop=0.02; may be repeated.",
 )
-@click.option(
-    "--opset", type=click.IntRange(*OPSETS), default=OPSET, show_default=True, help="Opset of the ONNX files."
-)
+@click.option("--opset", type=click.IntRange(*OPSETS), help=f"Opset of the ONNX files.  [default: {OPSET}]")
 @click.option("--int8-io", is_flag=True, help="int8 inputs and outputs in model_int8.tflite.  [default: float32]")
 @click.option("--allow-missing", is_flag=True, help="Exit with 0 although an artifact, not named in --formats, failed.")
 @click.option("--weights", type=_FILE, help="Weights of a catalogue model, as 'servable train' writes them.")
@@ -102,20 +100,21 @@ def command(sources: tuple[str, ...], store: Path, allow_missing: bool, **given:
     exporters = choose(given["formats"], given["quantize"])
     if given["int8_io"] and not any(exporter.key == "tflite_int8" for exporter in exporters):
         raise InvalidArgumentError("--int8-io is for tflite_int8, which --formats and --quantize leave out")
+    if given["opset"] and not any(exporter.format == "onnx" for exporter in exporters):
+        raise InvalidArgumentError("--opset is for ONNX files, which --formats and --quantize leave out")
     options = ExportOptions(
         formats=given["formats"],
         quantizations=given["quantize"],
         version=given["version"],
         tolerances=parse_overrides(given["tolerance"], [exporter.key for exporter in exporters]),
-        opset=given["opset"],
+        opset=given["opset"] or OPSET,
         int8_io=given["int8_io"],
     )
     for exporter in exporters:
         for module in exporter.requires:
             require(module, f"exporting to {exporter.format}", "export")
     for text in sources:
-        if not is_origin(text):
-            _check_name(text)  # before TensorFlow is loaded for those before it
+        _check(text, given)  # before TensorFlow is loaded, and before anything is published
     out = stdout()
     incomplete = []
     for text in sources:
@@ -125,6 +124,10 @@ def command(sources: tuple[str, ...], store: Path, allow_missing: bool, **given:
             manifest = export_model(_source(text, given), target, options, step)
         out.print(evidence_table(manifest))
         out.print(f"compared on {_data(manifest)}", soft_wrap=True)
+        for artifact in manifest.artifacts:
+            if artifact.sizes:
+                sizes = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in artifact.sizes.items())
+                out.print(f"{artifact.label} takes only {sizes}", soft_wrap=True)
         for absent in manifest.absent:
             out.print(f"no {absent.label}: {absent.reason}", soft_wrap=True)
         out.print(f"published {target.path(manifest.model, manifest.version)}", soft_wrap=True)
@@ -148,36 +151,38 @@ def _data(manifest: Manifest) -> str:
     return f"{data}: they say nothing of accuracy, and int8 ranges come from them too; better: --calibration"
 
 
-def _check_name(text: str) -> None:
-    """Raise `NotFoundError` for a name that is not in the catalogue; a folder may be meant."""
+def _check(text: str, given: dict[str, Any]) -> None:
+    """Raise for a source that does not exist, a name that cannot be one, and options that do not go together."""
+    if given["name"]:
+        check_name(given["name"])
+    if is_origin(text):
+        if given["weights"]:
+            raise InvalidArgumentError(
+                "--weights is for models of the catalogue; give a file that holds the whole model"
+            )
+        if given["input_shape"] and given["calibration"]:
+            raise InvalidArgumentError("--input-shape sizes random numbers; --calibration brings its own sizes along")
+        check_origin(text, _opening(given))
+        return
     try:
         find_card(text)
     except NotFoundError as error:
         if Path(text).exists():
             raise NotFoundError(f"{error}; for what lies in this folder, write ./{text}") from None
         raise
+    described = next((name for name in _OF_ONE if given[name]), None)
+    if described:
+        raise InvalidArgumentError(
+            f"{_flag(described)} is not for models of the catalogue; {text!r} brings all that along"
+        )
 
 
 def _source(text: str, given: dict[str, Any]) -> Source:
     """A model of the catalogue, or one of the user's own."""
     if not is_origin(text):
-        described = next((name for name in _OF_ONE if given[name]), None)
-        if described:
-            raise InvalidArgumentError(
-                f"{_flag(described)} is not for models of the catalogue; {text!r} brings all that along"
-            )
         from .course import source
 
         return source(find_card(text), given["weights"], given["name"])
-    if given["weights"]:
-        raise InvalidArgumentError("--weights is for models of the catalogue; give a file that holds the whole model")
-    opening = Opening(
-        signature=given["signature"],
-        inputs=given["inputs"],
-        outputs=given["outputs"],
-        trust=given["trust_source"],
-        custom_objects=given["custom_objects"],
-    )
     said = Description(
         name=given["name"],
         labels=given["labels"],
@@ -185,6 +190,16 @@ def _source(text: str, given: dict[str, Any]) -> Source:
         pixels=given["pixels"],
         shapes=given["input_shape"],
         task=given["task"],
-        opening=opening,
+        opening=_opening(given),
     )
     return open_source(text, said)
+
+
+def _opening(given: dict[str, Any]) -> Opening:
+    return Opening(
+        signature=given["signature"],
+        inputs=given["inputs"],
+        outputs=given["outputs"],
+        trust=given["trust_source"],
+        custom_objects=given["custom_objects"],
+    )

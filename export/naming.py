@@ -21,9 +21,8 @@ def input_names(specs: Sequence[TensorSpec], given: Sequence[str] = ()) -> list[
 
     Raises `InvalidArgumentError` unless there is one usable name for each.
     """
-    if given:
-        return _checked(given, len(specs), "input")
-    return _distinct([_clean(spec.name) if not _UNNAMED.fullmatch(spec.name) else _kind(spec) for spec in specs])
+    own = _distinct([_clean(spec.name) if not _UNNAMED.fullmatch(spec.name) else _kind(spec) for spec in specs])
+    return _checked(given, own, "input") if given else own
 
 
 def output_names(found: Sequence[str], given: Sequence[str] = ()) -> list[str]:
@@ -32,9 +31,8 @@ def output_names(found: Sequence[str], given: Sequence[str] = ()) -> list[str]:
     A ``found`` name is empty where nobody named the output. Raises `InvalidArgumentError` unless
     there is one usable name for each.
     """
-    if given:
-        return _checked(given, len(found), "output")
-    return _distinct(["output" if _UNNAMED_OUTPUT.fullmatch(name) else _clean(name) for name in found])
+    own = _distinct(["output" if _UNNAMED_OUTPUT.fullmatch(name) else _clean(name) for name in found])
+    return _checked(given, own, "output") if given else own
 
 
 def is_default_layer_name(name: str, class_name: str) -> bool:
@@ -80,9 +78,12 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return found if len(set(found)) == len(found) else [f"{name}_{i}" for i, name in enumerate(names, 1)]
 
 
-def _checked(given: Sequence[str], count: int, what: str) -> list[str]:
+def _checked(given: Sequence[str], own: Sequence[str], what: str) -> list[str]:
+    count = len(own)
     if len(given) != count:
-        raise InvalidArgumentError(f"the model has {count} {what}s; {len(given)} names are given: {', '.join(given)}")
+        raise InvalidArgumentError(
+            f"the model has {count} {what}s, {', '.join(own)}; {len(given)} names are given: {', '.join(given)}"
+        )
     for name in given:
         if not _USABLE.fullmatch(name):
             raise InvalidArgumentError(

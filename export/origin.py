@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import importlib
+import importlib.util
 import re
 import sys
 import tarfile
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from .. import extras
@@ -120,21 +121,42 @@ def open_model(text: str, how: Opening | None = None) -> SourceModel:
     failed download, and `MissingExtraError` without a package that it takes.
     """
     how = how or Opening()
+    kind = check_origin(text, how)
+    if kind == "url":
+        return _open_folder(text, _download(text), how)
+    if kind == "callable":
+        return _call(text, how)
+    if kind == "archive":
+        return _open_folder(text, _unpack(Path(text)), how)
+    return _open_folder(text, Path(text), how) if kind == "folder" else _open_keras(Path(text), how)
+
+
+def check_origin(text: str, how: Opening) -> Literal["url", "callable", "folder", "archive", "keras"]:
+    """What kind of source this is, with nothing loaded.
+
+    Raises what `open_model` raises for a source that is missing or of no format that can be exported, and
+    for options that do not go with it.
+    """
     path = Path(text)
     if _URL.fullmatch(text):
-        return _open_folder(text, _download(text), how)
+        _refuse(text, how, "custom_objects")
+        return "url"
     if not path.exists() and _CALLABLE.fullmatch(text):
         _refuse(text, how, "signature", "custom_objects")
-        return _call(text, how)
+        _check_module(text.partition(":")[0])
+        return "callable"
     if not path.exists():
         raise NotFoundError(f"there is no {text}: give {_WHAT}")
     if path.is_dir():
-        return _open_folder(text, path, how)
+        _refuse(text, how, "custom_objects")
+        _saved_model_in(text, path)
+        return "folder"
     if path.name.endswith(ARCHIVE_SUFFIXES):
-        return _open_folder(text, _unpack(path), how)
+        _refuse(text, how, "custom_objects")
+        return "archive"
     if path.suffix in KERAS_SUFFIXES:
         _refuse(text, how, "signature")
-        return _open_keras(path, how)
+        return "keras"
     if path.name.startswith("saved_model.pb"):
         raise ArtifactError(f"{text} is part of a SavedModel: give its folder, {path.parent}")
     raise ArtifactError(f"{text} is of no format that can be exported: give {_WHAT}")
@@ -147,12 +169,16 @@ def _refuse(text: str, how: Opening, *options: str) -> None:
 
 
 def _open_folder(text: str, folder: Path, how: Opening) -> SourceModel:
-    _refuse(text, how, "custom_objects")
+    return open_saved_model(_saved_model_in(text, folder), how.signature, how.inputs, how.outputs)
+
+
+def _saved_model_in(text: str, folder: Path) -> Path:
+    """The folder that is a SavedModel: this one, or the only one in an archive."""
     if is_saved_model(folder):
-        return open_saved_model(folder, how.signature, how.inputs, how.outputs)
+        return folder
     inside = sorted(child for child in folder.iterdir() if child.is_dir() and is_saved_model(child))
     if folder != Path(text) and len(inside) == 1:  # an archive of a folder
-        return open_saved_model(inside[0], how.signature, how.inputs, how.outputs)
+        return inside[0]
     hint = f"; it has several inside: give one of them, such as {inside[-1]}" if inside else ""
     raise ArtifactError(f"{text} is no SavedModel: it has no saved_model.pb{hint}")
 
@@ -193,7 +219,8 @@ def _call(text: str, how: Opening) -> KerasModel:
     for part in path.split("."):
         if not hasattr(target, part):
             names = [name for name, value in vars(target).items() if callable(value) and name[0] != "_"]
-            raise NotFoundError(f"{module_name} has no {path!r}; {nearest(part, names)}")
+            where = getattr(sys.modules[module_name], "__file__", None) or "built in"
+            raise NotFoundError(f"{module_name} ({where}) has no {path!r}; {nearest(part, names)}")
         target = getattr(target, part)
     # A model is callable itself, but a class of models is there to be called.
     if isinstance(target, type) or not hasattr(target, "count_params"):
@@ -211,18 +238,30 @@ def _call(text: str, how: Opening) -> KerasModel:
 
 def _import(name: str) -> ModuleType:
     """Import a module of the working directory, or an installed one."""
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    importlib.invalidate_caches()
+    _check_module(name)
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # the user's own code raises every kind
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and f"{name}.".startswith(f"{missing}."):
-            hint = f"; did you mean {name.removesuffix('.py')!r}?" if name.endswith(".py") else ""
-            raise NotFoundError(f"there is no module {missing!r}, here in {here} or installed{hint}") from None
+            raise _no_module(missing, name) from None
         raise ExportError(f"the module {name} cannot be imported: {_said(error)}") from error
+
+
+def _check_module(name: str) -> None:
+    """Raise `NotFoundError` unless the module, or the package that it is in, can be found."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    package = name.split(".", maxsplit=1)[0]
+    if package not in sys.modules and importlib.util.find_spec(package) is None:
+        raise _no_module(package, name)
+
+
+def _no_module(missing: str, name: str) -> NotFoundError:
+    hint = f"; did you mean {name.removesuffix('.py')!r}?" if name.endswith(".py") else ""
+    return NotFoundError(f"there is no module {missing!r}, here in {Path.cwd()} or installed{hint}")
 
 
 def _open_keras(path: Path, how: Opening) -> KerasModel:

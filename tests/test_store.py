@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from servable.errors import NotFoundError, StoreError
+from servable.errors import InvalidArgumentError, NotFoundError, StoreError
 from servable.manifest import Manifest
 from servable.signature import Signature
 from servable.store import STAGING, Store
@@ -259,7 +259,7 @@ def test_a_file_in_the_place_of_a_model(tmp_path: Path) -> None:
     "name", ["", ".", "..", ".hidden", "a/b", "/etc", "-x", "a b", "a\n", "caf\u00e9", "a\0b", "..\\x", "_x"]
 )
 def test_bad_model_names(name: str, tmp_path: Path) -> None:
-    with pytest.raises(StoreError) as caught, Store(tmp_path).staging(name):
+    with pytest.raises(InvalidArgumentError) as caught, Store(tmp_path).staging(name):
         pytest.fail("this name must be refused")
     assert repr(name) in str(caught.value)
     assert not any(tmp_path.iterdir())

@@ -308,6 +308,35 @@ def test_weights_for_two_models(here: Here, tmp_path: Path, monkeypatch: pytest.
     assert "--weights goes with one model" in error
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("celsius", "missing.keras"), 3, "there is no missing.keras: give a .keras or .h5 file"),
+        (("celsius", "nowhere.models:build"), 3, "there is no module 'nowhere', here in "),
+        (("celsius", "."), 4, ". is no SavedModel: it has no saved_model.pb"),
+        (("celsius", "notes.txt"), 4, "notes.txt is of no format that can be exported"),
+        (("celsius", "--name", "c/d"), 2, "'c/d' cannot be a model name: use letters, digits, '.', '_' and '-'"),
+        (("celsius", "--opset", "15", "--formats", "tflite"), 2, "--opset is for ONNX files, which --formats and"),
+        (("celsius", "--input-shape", "celsius=1"), 2, "--input-shape is not for models of the catalogue"),
+        (("mine.keras", "--weights", "x"), 2, "--weights is for models of the catalogue"),
+        (
+            ("mine.keras", "--input-shape", "a=3", "--calibration", "a.npy"),
+            2,
+            "--input-shape sizes random numbers; --calibration brings its own sizes along",
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_everything_is_looked_at_before_anything_is_exported(
+    here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    (tmp_path / "mine.keras").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("notes")
+    monkeypatch.chdir(tmp_path)
+    assert the_error(here("export", *arguments), code).startswith(message)
+    assert not (tmp_path / "store").exists()
+
+
 def test_data_that_is_not_there(here: Here, tmp_path: Path) -> None:
     done = here("train", "mlp", "--data", tmp_path, "--output", tmp_path / "trained")
     assert done.returncode == 4

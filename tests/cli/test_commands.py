@@ -117,6 +117,11 @@ def test_train_then_export_the_trained_weights(cli: Cli, tmp_path: Path) -> None
     assert evidence.metric_value == pytest.approx(record["test"]["value"], rel=1e-4)
 
 
+def test_a_backend_that_keras_is_set_to_is_not_needed(cli: Cli, tmp_path: Path) -> None:
+    done = cli("export", "celsius", "--formats", "saved_model", cwd=tmp_path, KERAS_BACKEND="jax")
+    assert done.returncode == 0, done.stderr
+
+
 def test_export(cli: Cli, tmp_path: Path) -> None:
     done = cli(
         "export", "celsius", "mlp", "--store", "here", "--formats", "tflite", "--quantize", "float32", cwd=tmp_path

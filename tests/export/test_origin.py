@@ -470,7 +470,7 @@ def test_names_are_given_to_what_a_callable_returns() -> None:
         (
             "trained.mine:biuld",
             NotFoundError,
-            r"trained\.mine has no 'biuld'; did you mean 'build'\? Known: Builders, ",
+            r"trained\.mine \(.*mine\.py\) has no 'biuld'; did you mean 'build'\? Known: Builders, ",
         ),
         ("trained.mine:Builders.smal", NotFoundError, "did you mean 'small'"),
         ("trained.mein:build", NotFoundError, r"there is no module 'trained\.mein'"),
@@ -642,7 +642,7 @@ def test_options_that_do_not_go_with_the_source(here: Path, doubling: Path) -> N
         ("a.b:c", Opening(custom_objects="x"), "--custom-objects does not go with a.b:c"),
         (str(doubling), Opening(custom_objects="x"), "--custom-objects does not go with "),
         (str(doubling), Opening(inputs=("x",)), "is published with the names that its signature"),
-        ("m.keras", Opening(inputs=("a", "b")), "the model has 1 inputs; 2 names are given: a, b"),
+        ("m.keras", Opening(inputs=("a", "b")), "the model has 1 inputs, features; 2 names are given: a, b"),
     ]:
         with pytest.raises(InvalidArgumentError, match=re.escape(words)):
             open_model(text, how)

@@ -370,7 +370,7 @@ def test_names_for_a_module_without_signatures(hub2: Path) -> None:
     model = open_saved_model(hub2, inputs=("first", "second"), outputs=("p", "q", "r", "s"))
     assert list(model.signature.inputs) == ["first", "second"]
     np.testing.assert_array_equal(model.predict({"first": ROWS, "second": WORDS})["p"], EMBEDDED)
-    with pytest.raises(InvalidArgumentError, match="2 inputs; 1 names are given"):
+    with pytest.raises(InvalidArgumentError, match=r"2 inputs, .*; 1 names are given"):
         open_saved_model(hub2, inputs=("words",))
     with pytest.raises(NotFoundError, match="has no signature 'default': it has none"):
         open_saved_model(hub2, "default")
