@@ -88,10 +88,14 @@ def main() -> int:
 
 def table(manifest: Manifest, seconds: Mapping[str, float]) -> str:
     """One row an artifact, as Markdown."""
-    rows = ["| artifact | convert | verify | size | of TFLite | max error | agreement | metric | change |"]
-    rows.append("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
-    rows += [row(artifact, seconds, _bytes(manifest, "float32")) for artifact in manifest.artifacts]
-    rows += [f"| {absent.label} | – | – | – | – | – | – | – | {absent.reason} |" for absent in manifest.absent]
+    rows = ["| model | artifact | convert | verify | size | of TFLite | max error | agreement | metric | change |"]
+    rows.append("|---|---|--:|--:|--:|--:|--:|--:|--:|--:|")
+    reference = _bytes(manifest, "float32")
+    rows += [f"| {manifest.model} | {row(artifact, seconds, reference)} |" for artifact in manifest.artifacts]
+    rows += [
+        f"| {manifest.model} | {absent.label} | – | – | – | – | – | – | – | {absent.reason} |"
+        for absent in manifest.absent
+    ]
     return "\n".join(rows)
 
 
@@ -114,7 +118,7 @@ def row(artifact: Artifact, seconds: Mapping[str, float], reference: int) -> str
         f"{found.metric or ''} {metric(found.metric, found.metric_value)}".strip(),
         change,
     )
-    return f"| {' | '.join(cells)} |"
+    return " | ".join(cells)
 
 
 def _bytes(manifest: Manifest, quantization: str) -> int:
