@@ -127,7 +127,8 @@ HTTP_STATUS: dict[Code, int] = {
 class ServableError(Exception):
     """Root of everything that servable raises on purpose.
 
-    ``str(error)`` is one line that names the thing at fault and the way out.
+    ``str(error)`` is one line that names the thing at fault and the way out. It can be pickled, to come
+    out of a process of its own.
     """
 
     code: ClassVar[Code] = Code.UNKNOWN
@@ -241,8 +242,12 @@ class MissingExtraError(FailedPreconditionError):
 
     def __init__(self, what: str, package: str, extra: str) -> None:
         super().__init__(f"{what} needs the package {package!r}, which is not installed; run: {_pip_command(extra)}")
+        self.what = what
         self.package = package
         self.extra = extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        return type(self), (self.what, self.package, self.extra)
 
 
 def _pip_command(extra: str) -> str:

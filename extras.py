@@ -24,6 +24,7 @@ EXTRA_OF = {
     "matplotlib": "export",
     "onnx": "export",
     "onnxruntime": "serve",
+    "psutil": "export",
     "tensorflow": "export",
     "tensorflow_hub": "export",
     "tf2onnx": "export",

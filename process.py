@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from . import extras
 from .errors import ProcessError
 
 POLL_S = 0.05
+_LONGEST_WORDS = 300
 
 
 def describe_exit(code: int) -> str:
@@ -29,6 +33,44 @@ def describe_exit(code: int) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"was killed by signal {-code}"
+
+
+# What libraries write into a log that goes well: TensorFlow's notes with their date, and Python's warnings.
+_NOTES = re.compile(
+    r"[IW]\d{4} |\d{4}-\d\d-\d\d .*: [IW] |WARNING: All log messages before |\s*warnings\.warn\(|.*Warning: "
+)
+
+
+def last_words(log: Path) -> str:
+    """The last line of a log that is no mere note, as the end of a message; empty if there is none."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [line.strip() for line in lines if line.strip() and not _NOTES.match(line)]
+    return f"; its last words: {said[-1][:_LONGEST_WORDS]}" if said else ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a process may take: seconds by the clock, and bytes of memory that it holds at a moment."""
+
+    seconds: float
+    memory_bytes: int
+
+    def passed_by(self, pid: int, since: float) -> str | None:
+        """Which limit a process that began at ``since`` (`time.monotonic`) has passed, in words; or None.
+
+        Raises `MissingExtraError` without psutil.
+        """
+        if time.monotonic() - since > self.seconds:
+            return f"took more than {self.seconds:g} s"
+        psutil = extras.load("psutil", "a limit on memory")
+        try:
+            taken = psutil.Process(pid).memory_info().rss
+        except psutil.Error:  # it has just ended
+            return None
+        return f"took more than {self.memory_bytes / 1e9:.3g} GB of memory" if taken > self.memory_bytes else None
 
 
 class Child:
