@@ -46,7 +46,7 @@ format: .venv/dev.stamp ## Format the code and fix what ruff can fix
 
 protos: .venv/dev.stamp ## Compile wire/protos to wire/descriptors.binpb
 	cd wire/protos && ../../$(BIN)/python -m grpc_tools.protoc -I . --include_imports \
-		--descriptor_set_out=../descriptors.binpb config.proto error.proto serving.proto tensorflow.proto
+		--descriptor_set_out=../descriptors.binpb config.proto error.proto onnx.proto serving.proto tensorflow.proto
 
 samples: .venv/all.stamp ## Draw the shipped samples from Fashion-MNIST anew
 	$(BIN)/python -m servable.models.samples

@@ -18,6 +18,8 @@ VERBS = {
     "models": "List the models of the catalogue.",
     "train": "Train a model of the catalogue and write its weights and record.",
     "export": "Export a model to SavedModel, TFLite and ONNX, with evidence.",
+    "inspect": "Show what is in a model file or version, and whether it is sound.",
+    "verify": "Repeat the evidence and the hashes of a published version.",
     "list": "List the models and versions of a store.",
     "serve": "Serve models over TensorFlow Serving's gRPC and REST API.",
     "status": "Say which versions of a served model there are, and what runs them.",
@@ -26,7 +28,7 @@ VERBS = {
     "demo": "Export, serve, predict and bench the course models, and write a report.",
 }
 # A submodule is an attribute of its package: one called list would hide the builtin here.
-_MODULES = {"list": "listing"}
+_MODULES = {"inspect": "inspecting", "list": "listing"}
 INTERRUPTED = 130
 TERMINATED = 143
 

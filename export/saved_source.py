@@ -23,10 +23,10 @@ from ..errors import (
     ServableError,
     nearest,
 )
+from ..inspection.variables import count_weights
 from ..manifest import measure_artifact
 from ..signature import DEFAULT_SIGNATURE, Signature, TensorSpec
 from . import naming
-from .parameters import count_parameters
 from .source_model import Arrays, SourceModel, TracedModel, first_line, one_line
 from .structure import leaves, rebuild
 
@@ -96,7 +96,7 @@ class SavedModelFolder(SourceModel):
             name: each for name, each in self._runtime.signatures.items() if not name.startswith(_INTERNAL)
         }
         self.signature = self.signatures[signature]
-        self.parameters = count_parameters(folder)
+        self.parameters = sum(count_weights(folder).values())
 
     def predict(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         batch = next(iter(_fixed_batches(self.signature)), None)
@@ -128,7 +128,7 @@ class HubModule(TracedModel):
         """``function`` is a ConcreteFunction; ``paths`` lead to its answers, in the order of the outputs."""
         self.kind = "hub_module"
         self.folder = folder
-        self.parameters = count_parameters(folder)
+        self.parameters = sum(count_weights(folder).values())
         self._loaded = loaded
         self._function = function
         self._arguments = _sorted(function.structured_input_signature)

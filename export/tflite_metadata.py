@@ -23,10 +23,11 @@ from typing import Literal
 
 import numpy as np
 
-from ..errors import ExportError, nearest
+from ..errors import ArtifactError, ExportError, nearest
+from ..inspection.flatbuffer import Table, damaged, read
 from ..manifest import Preprocessing
 from ..signature import DEFAULT_SIGNATURE
-from .flatbuffer import Table, Writer, damaged, read
+from .flatbuffer import Writer
 
 _ENTRY = "TFLITE_METADATA"
 _MODEL_IDENTIFIER = b"TFL3"
@@ -140,6 +141,8 @@ def pack(
             _append(packed, files)
     except ExportError as error:
         raise ExportError(f"{name}: {error}") from error
+    except ArtifactError as error:
+        raise ExportError(f"{name}: the TFLite file is damaged; convert the model again") from error
     except UnicodeEncodeError as error:
         wrong = error.object[error.start : error.end]
         raise ExportError(f"{name}: {wrong!r} cannot be written as UTF-8; rename what has it") from error

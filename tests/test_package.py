@@ -87,6 +87,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     data = {
         "py.typed",
         "wire/descriptors.binpb",
+        "inspection/tensorflow_operations.txt",
+        "inspection/tflite_operators.txt",
         *(
             f"models/weights/{name}{suffix}"
             for name in ("celsius", "mlp", "cnn")
@@ -177,7 +179,7 @@ def test_the_base_install_has_no_tensorflow(base: Path) -> None:
 
 def test_the_base_install_helps(base: Path, tmp_path: Path) -> None:
     assert "Usage: servable" in must(base / "servable", "--help", cwd=tmp_path).stdout
-    for verb in ("export", "train", "serve", "predict", "bench", "demo", "models"):
+    for verb in ("export", "train", "serve", "predict", "bench", "demo", "models", "inspect"):
         assert f"Usage: servable {verb}" in must(base / "servable", verb, "--help", cwd=tmp_path).stdout
     assert "269,322" in must(base / "servable", "models", cwd=tmp_path).stdout
 
@@ -216,6 +218,12 @@ def test_the_base_install_predicts_from_a_server(base: Path, server: Server, tmp
     assert predicted.stderr == ""
     predicted = must(base / "servable", "predict", f"{scheme}://127.0.0.1:{port}/celsius", "100", cwd=tmp_path)
     assert "→  212" in predicted.stdout
+
+
+def test_the_base_install_inspects(base: Path, store: Store, tmp_path: Path) -> None:
+    shown = must(base / "servable", "inspect", store.path("cnn"), cwd=tmp_path)
+    assert shown.stdout.count("53,578") == 5
+    assert shown.stderr == ""
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Message classes of the TensorFlow Serving interface, in a descriptor pool of their own.
+"""Message classes of the TensorFlow Serving interface and of model files, in a descriptor pool of their own.
 
 The descriptions in ``protos/`` are compiled to ``descriptors.binpb`` (``make protos``) and loaded into
 a private pool, so that they live beside TensorFlow's own classes in one process, whichever is imported
@@ -35,11 +35,17 @@ def _message(name: str) -> Any:
 
 _TENSORFLOW = "tensorflow"
 _SERVING = "tensorflow.serving"
+_ONNX = "onnx"
 
 TensorProto = _message(f"{_TENSORFLOW}.TensorProto")
 SignatureDef = _message(f"{_TENSORFLOW}.SignatureDef")
 SavedModel = _message(f"{_TENSORFLOW}.SavedModel")
 Example = _message(f"{_TENSORFLOW}.Example")
+AssetFileDef = _message(f"{_TENSORFLOW}.AssetFileDef")
+BundleHeaderProto = _message(f"{_TENSORFLOW}.BundleHeaderProto")
+BundleEntryProto = _message(f"{_TENSORFLOW}.BundleEntryProto")
+TrackableObjectGraph = _message(f"{_TENSORFLOW}.TrackableObjectGraph")
+ModelProto = _message(f"{_ONNX}.ModelProto")
 ModelSpec = _message(f"{_SERVING}.ModelSpec")
 PredictRequest = _message(f"{_SERVING}.PredictRequest")
 PredictResponse = _message(f"{_SERVING}.PredictResponse")

@@ -18,12 +18,15 @@ import servable.wire
 from servable.wire import messages
 
 WIRE = Path(servable.wire.__file__).parent
-PROTOS = ("config.proto", "error.proto", "serving.proto", "tensorflow.proto")
+PROTOS = ("config.proto", "error.proto", "onnx.proto", "serving.proto", "tensorflow.proto")
 
 
 OFFICIAL_MODULES = (
+    "onnx.onnx_ml_pb2",
     "tensorflow.core.example.example_pb2",
     "tensorflow.core.protobuf.saved_model_pb2",
+    "tensorflow.core.protobuf.tensor_bundle_pb2",
+    "tensorflow.core.protobuf.trackable_object_graph_pb2",
     "tensorflow_serving.apis.model_service_pb2",
     "tensorflow_serving.apis.prediction_log_pb2",
     "tensorflow_serving.apis.prediction_service_pb2",
