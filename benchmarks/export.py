@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .. import extras
 from ..cli import course
-from ..cli.tables import metric, size
+from ..draw import metric_text, size_text
 from ..export import Source, export_model, saved_model
 from ..export.registry import REGISTRY, Job
 from ..export.source_model import TracedModel
@@ -111,11 +111,11 @@ def row(artifact: Artifact, seconds: Mapping[str, float], reference: int) -> str
         artifact.label,
         f"{seconds[f'convert {key}']:.1f} s",
         f"{seconds[f'verify {key}']:.1f} s",
-        size(artifact.bytes),
+        size_text(artifact.bytes),
         f"{artifact.bytes / reference:.2f}",
         f"{found.max_abs_error:.2g}",
         "–" if found.top1_agreement is None else f"{found.top1_agreement:.2%}",
-        f"{found.metric or ''} {metric(found.metric, found.metric_value)}".strip(),
+        f"{found.metric or ''} {metric_text(found.metric, found.metric_value)}".strip(),
         change,
     )
     return " | ".join(cells)

@@ -210,10 +210,10 @@ def _charts(outcome: Outcome) -> list[draw.Bars]:
     name, metric = outcome.card.name, outcome.card.metric
     return [
         draw.Bars(f"{name}: p50 latency, ms", [(r.artifact, r.p50_ms, f"{r.p50_ms:.3f}") for r in outcome.bench]),
-        draw.Bars(f"{name}: size", [(r.artifact, r.bytes, tables.size(r.bytes)) for r in outcome.bench]),
+        draw.Bars(f"{name}: size", [(r.artifact, r.bytes, draw.size_text(r.bytes)) for r in outcome.bench]),
         draw.Bars(
             f"{name}: {metric}" + ("" if outcome.card.labels else ", °F"),
-            [(r.artifact, r.metric_value or 0.0, tables.metric(r.metric, r.metric_value)) for r in outcome.bench],
+            [(r.artifact, r.metric_value or 0.0, draw.metric_text(r.metric, r.metric_value)) for r in outcome.bench],
         ),
     ]
 

@@ -11,11 +11,11 @@ from typing import Any
 import click
 from rich.table import Column, Table
 
+from ..draw import size_text
 from ..errors import StoreError
 from ..manifest import Manifest
 from ..store import Store
 from .console import stdout
-from .tables import size
 
 
 @click.command()
@@ -32,7 +32,7 @@ def command(store: Path, as_json: bool) -> None:
         "model", "version", "task", "created", Column("artifacts", overflow="fold"), Column("size", no_wrap=True)
     )
     for row in rows:
-        total = size(sum(artifact["bytes"] for artifact in row["artifacts"])) if row["artifacts"] else "–"
+        total = size_text(sum(artifact["bytes"] for artifact in row["artifacts"])) if row["artifacts"] else "–"
         told = row["note"] or _summary([artifact["artifact"] for artifact in row["artifacts"]])
         table.add_row(row["model"], str(row["version"]), row["task"] or "–", row["created"] or "–", told, total)
     stdout().print(table)

@@ -7,23 +7,10 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from ..clients.bench import BenchResult
+from ..draw import metric_text, size_text
 from ..manifest import Manifest
 
 BENCH_HEADER = ("artifact", "size", "init", "p50", "p90", "p99")
-
-
-def size(count: int) -> str:
-    """Bytes for people: 1.2 MB, in powers of ten."""
-    if count < 10_000:
-        return f"{count / 1000:.1f} kB"
-    return f"{count / 1000:.0f} kB" if count < 1_000_000 else f"{count / 1_000_000:.2f} MB"
-
-
-def metric(name: str | None, value: float | None) -> str:
-    """A metric's value: accuracy in percent, errors with three digits, a dash for none."""
-    if value is None:
-        return "–"
-    return f"{value:.2%}" if name == "accuracy" else f"{value:.3g}"
 
 
 def evidence_table(manifest: Manifest) -> Table:
@@ -37,10 +24,10 @@ def evidence_table(manifest: Manifest) -> Table:
         name = found.metric or ""
         table.add_row(
             artifact.label,
-            size(artifact.bytes),
+            size_text(artifact.bytes),
             f"{found.max_abs_error:.2g}",
             agreement,
-            f"{name} {metric(found.metric, found.metric_value)}".strip(),
+            f"{name} {metric_text(found.metric, found.metric_value)}".strip(),
         )
     return table
 
@@ -55,10 +42,10 @@ def bench_row(result: BenchResult) -> list[str]:
     times = (f"{value:.3f} ms" for value in (result.p50_ms, result.p90_ms, result.p99_ms))
     return [
         result.artifact,
-        size(result.bytes),
+        size_text(result.bytes),
         f"{result.init_ms:.1f} ms",
         *times,
-        metric(result.metric, result.metric_value),
+        metric_text(result.metric, result.metric_value),
     ]
 
 

@@ -81,11 +81,13 @@ def reference_answers(source: Source) -> dict[str, NDArray[Any]]:
 
 def base_case(source: Source) -> Case:
     """The signature that every artifact answers, on all of the data."""
+    expected = reference_answers(source)
+    rows = len(next(iter(expected.values())))
     return Case(
         signature=source.signature,
         data=source.data.words,
-        inputs=source.data.inputs,
-        expected=reference_answers(source),
+        inputs={name: array[:rows] for name, array in source.data.inputs.items()},
+        expected=expected,
         targets=source.data.targets,
         least=least_rows(source.model.parameters),
     )
@@ -150,12 +152,12 @@ def _pictures(source: Source, rows: NDArray[Any]) -> NDArray[Any]:
     return _strings(encoded)
 
 
-def _pixels(source: Source, rows: NDArray[Any]) -> NDArray[np.uint8]:
+def pixels(source: Source, rows: NDArray[Any]) -> NDArray[np.uint8]:
     """Input rows back to the pixels that they came from."""
     how = source.preprocessing
     assert how is not None
-    pixels = rows.reshape(-1, how.height, how.width, how.channels)
-    return np.clip(np.rint((pixels - how.offset) / how.scale), 0, 255).astype(np.uint8)
+    pictures = rows.reshape(-1, how.height, how.width, how.channels)
+    return np.clip(np.rint((pictures - how.offset) / how.scale), 0, 255).astype(np.uint8)
 
 
 def _as_pixels(source: Source, rows: NDArray[Any]) -> Arrays:
@@ -163,13 +165,13 @@ def _as_pixels(source: Source, rows: NDArray[Any]) -> Arrays:
     how = source.preprocessing
     assert how is not None
     (name,) = source.signature.inputs
-    values = _pixels(source, rows).astype(np.float32) * np.float32(how.scale) + np.float32(how.offset)
+    values = pixels(source, rows).astype(np.float32) * np.float32(how.scale) + np.float32(how.offset)
     return {name: values.reshape(rows.shape)}
 
 
 def _png(source: Source, row: NDArray[Any]) -> bytes:
     """An input row as a lossless picture."""
-    pixels = _pixels(source, row)[0]
+    picture = pixels(source, row)[0]
     buffer = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.shape[-1] == 1 else pixels).save(buffer, format="PNG")
+    Image.fromarray(picture[:, :, 0] if picture.shape[-1] == 1 else picture).save(buffer, format="PNG")
     return buffer.getvalue()

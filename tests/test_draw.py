@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import re
 from html.parser import HTMLParser
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from servable.draw import Bars, Table, bar_charts, page
+from servable.draw import Bars, Figure, Gallery, Part, Plot, Table, bar_charts, metric_text, page, short, size_text
 
 HOSTILE = """<script>alert("x")</script> & 'quoted' """
 
@@ -45,6 +46,20 @@ def hostile_page() -> str:
     return page(HOSTILE, HOSTILE, [table], [(HOSTILE, b"png")])
 
 
+def png(width: int, height: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (width, height)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def hostile_parts() -> list[Part]:
+    return [
+        Table(HOSTILE, [], [[HOSTILE, HOSTILE]], HOSTILE, words=True),
+        Plot(HOSTILE, b"png", HOSTILE),
+        Gallery(HOSTILE, [(HOSTILE, True, [Figure(HOSTILE, png(28, 28))])], HOSTILE),
+    ]
+
+
 def test_every_text_is_escaped() -> None:
     found = parsed(hostile_page())
     assert "script" not in found.tags
@@ -57,6 +72,77 @@ def test_page_is_self_contained() -> None:
     addresses = [value for name, value in parsed(hostile_page()).attributes if name in ("src", "href")]
     assert addresses
     assert all(value is not None and value.startswith("data:") for value in addresses)
+
+
+def test_every_text_of_every_part_is_escaped() -> None:
+    found = parsed(page("t", "l", hostile_parts()))
+    assert "script" not in found.tags
+    # Title, two cells and note of the table; title of the plot; title, note, heading and caption of the gallery.
+    assert found.text.count(HOSTILE) == 9
+    assert found.attributes.count(("alt", HOSTILE)) == 2
+
+
+def test_the_policy_lets_nothing_in_but_the_page_s_own_style_and_pictures() -> None:
+    html = page("t", "l", hostile_parts())
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html)
+    (style,) = re.findall(r"<style>(.*?)</style>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    directives = dict(part.strip().split(" ", 1) for part in policy.split(";"))
+    assert directives == {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": f"'sha256-{digest}'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert not [name for name, _ in parsed(html).attributes if name == "style" or name.startswith("on")]
+
+
+@pytest.mark.parametrize(("size", "width"), [((28, 28), 140), ((86, 28), 430), ((300, 200), 300), ((1, 1), 140)])
+def test_small_pictures_are_shown_by_whole_pixels(size: tuple[int, int], width: int) -> None:
+    found = parsed(page("t", "l", [Gallery("g", [("a", False, [Figure("c", png(*size))])])]))
+    assert ("width", str(width)) in found.attributes
+    assert ("class", "crisp") in found.attributes
+
+
+def test_a_group_of_pictures_is_open_or_closed() -> None:
+    found = parsed(page("t", "l", [Gallery("g", [("a", True, []), ("b", False, [])])]))
+    assert found.tags.count("details") == 2
+    assert [name for name, _ in found.attributes].count("open") == 1
+
+
+def test_a_table_without_a_header_has_one_at_the_side() -> None:
+    html = page("t", "l", [Table("facts", [], [["model", "<td>"], ["version", "3"]], words=True)])
+    assert re.findall(r"<(t[hd])[^>]*>([^<]*)", html) == [
+        ("th", "model"),
+        ("td", "&lt;td&gt;"),
+        ("th", "version"),
+        ("td", "3"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0.0 kB"), (5_312, "5.3 kB"), (26_000, "26 kB"), (1_234_567, "1.23 MB"), (2_500_000_000, "2.50 GB")],
+)
+def test_sizes_for_people(count: int, text: str) -> None:
+    assert size_text(count) == text
+
+
+def test_metrics_for_people() -> None:
+    assert [metric_text("accuracy", 0.9351), metric_text("mae", 0.39111), metric_text("mae", None)] == [
+        "93.51%",
+        "0.391",
+        "–",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "longest", "expected"),
+    [("abc", 3, "abc"), ("abcdefgh", 5, "ab…gh"), ("abcdefgh", 4, "ab…h"), (" a\n b ", 9, "a b")],
+)
+def test_long_texts_lose_their_middle(text: str, longest: int, expected: str) -> None:
+    assert short(text, longest) == expected
 
 
 def test_images_are_embedded_as_they_are() -> None:
