@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows has no flock: stale staging folders stay until removed by hand
     fcntl = None  # type: ignore[assignment]
 
-STAGING = ".staging"
+STAGING, REPORTS = ".staging", ".reports"
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -83,6 +83,10 @@ class Store:
                 f"versions: {', '.join(map(str, versions))}"
             )
         return self.root / model / str(version)
+
+    def reports(self, model: str, version: int) -> Path:
+        """Where the report of a version's export lies, outside of what servers read."""
+        return self.root / REPORTS / f"{model}-{version}"
 
     @contextmanager
     def staging(self, model: str) -> Iterator[Path]:

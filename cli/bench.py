@@ -32,7 +32,7 @@ def command(target: Path, duration: float, as_json: bool) -> None:
     TARGET is STORE/MODEL for the newest version, or a version folder. Models of the catalogue also
     show their metric on the shipped test data.
     """
-    folder = target if (target / FILE_NAME).is_file() else _newest(target)
+    folder = target if (target / FILE_NAME).is_file() else newest(target)
     manifest = Manifest.read(folder)
     results, missing = run_bench(folder, manifest, duration)
     if missing and not results:
@@ -46,7 +46,8 @@ def command(target: Path, duration: float, as_json: bool) -> None:
     stdout().print(bench_table(f"{manifest.model} version {manifest.version}, one thread, batch 1", results))
 
 
-def _newest(target: Path) -> Path:
+def newest(target: Path) -> Path:
+    """The newest version of STORE/MODEL; `TargetError` or `NotFoundError` if it is none."""
     target = target.resolve()
     store = Store(target.parent)
     if store.versions(target.name) or (not target.exists() and target.parent.is_dir() and store.models()):

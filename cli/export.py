@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from ..errors import ExportError, InvalidArgumentError, NotFoundError
 from ..export import ExportOptions, Source, export_model
 from ..export.assemble import Description, open_source
 from ..export.origin import Opening, check_origin, is_origin
+from ..export.pipeline import prepare
 from ..export.registry import FORMATS, OPSET, OPSETS, QUANTIZATIONS, choose
+from ..export.report import HTML
 from ..export.source import TASKS
 from ..export.tolerance import parse_overrides
 from ..extras import load, require
@@ -70,6 +73,19 @@ def _range(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @click.option("--opset", type=click.IntRange(*OPSETS), help=f"Opset of the ONNX files.  [default: {OPSET}]")
 @click.option("--int8-io", is_flag=True, help="int8 inputs and outputs in model_int8.tflite.  [default: float32]")
+@click.option("--c-array", is_flag=True, help="Also write each TFLite file as C source, for microcontrollers.")
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(0, min_open=True),
+    default=3600.0,
+    show_default=True,
+    help="Seconds that one conversion, or one verification, may take.",
+)
+@click.option(
+    "--memory-limit",
+    type=click.FloatRange(0, min_open=True),
+    help="GB of memory that one may hold.  [default: three quarters of the machine's]",
+)
 @click.option("--allow-missing", is_flag=True, help="Exit with 0 although an artifact, not named in --formats, failed.")
 @click.option("--weights", type=_FILE, help="Weights of a catalogue model, as 'servable train' writes them.")
 @click.option("--labels", type=_FILE, help="A file with the label of one class a line.")
@@ -81,8 +97,9 @@ def _range(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 @click.option("--inputs", callback=_names, help="Names for the inputs of a Keras model, comma-separated.")
 @click.option("--outputs", callback=_names, help="Names for the outputs of a Keras model, comma-separated.")
 @click.option("--custom-objects", metavar="MODULE", help="A module with the custom layers of a Keras file.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--trust-source", is_flag=True, help="Load a Keras file that holds code, such as a Lambda layer.")
-def command(sources: tuple[str, ...], store: Path, allow_missing: bool, **given: Any) -> None:
+def command(sources: tuple[str, ...], store: Path, allow_missing: bool, as_json: bool, **given: Any) -> None:
     """Export models, each as the next version STORE/NAME/VERSION.
 
     A SOURCE is a model of the catalogue, a .keras or .h5 file, a SavedModel folder, a TensorFlow Hub
@@ -102,6 +119,8 @@ def command(sources: tuple[str, ...], store: Path, allow_missing: bool, **given:
         raise InvalidArgumentError("--int8-io is for tflite_int8, which --formats and --quantize leave out")
     if given["opset"] and not any(exporter.format == "onnx" for exporter in exporters):
         raise InvalidArgumentError("--opset is for ONNX files, which --formats and --quantize leave out")
+    if given["c_array"] and not any(exporter.format == "tflite" for exporter in exporters):
+        raise InvalidArgumentError("--c-array is for TFLite files, which --formats and --quantize leave out")
     options = ExportOptions(
         formats=given["formats"],
         quantizations=given["quantize"],
@@ -109,33 +128,55 @@ def command(sources: tuple[str, ...], store: Path, allow_missing: bool, **given:
         tolerances=parse_overrides(given["tolerance"], [exporter.key for exporter in exporters]),
         opset=given["opset"] or OPSET,
         int8_io=given["int8_io"],
+        c_array=given["c_array"],
+        report=True,
+        time_limit_s=given["time_limit"],
+        memory_limit_bytes=int(given["memory_limit"] * 1e9) if given["memory_limit"] else None,
     )
     for exporter in exporters:
         for module in exporter.requires:
             require(module, f"exporting to {exporter.format}", "export")
     for text in sources:
         _check(text, given)  # before TensorFlow is loaded, and before anything is published
-    out = stdout()
-    incomplete = []
+    prepare()
+    exported = []
     for text in sources:
         with quiet() as console, progress(console, f"export {text}") as step:
             step("load TensorFlow", 0, 1)
             load("tensorflow", "exporting a model")
-            manifest = export_model(_source(text, given), target, options, step)
-        out.print(evidence_table(manifest))
-        out.print(f"compared on {_data(manifest)}", soft_wrap=True)
-        for artifact in manifest.artifacts:
-            if artifact.sizes:
-                sizes = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in artifact.sizes.items())
-                out.print(f"{artifact.label} takes only {sizes}", soft_wrap=True)
-        for absent in manifest.absent:
-            out.print(f"no {absent.label}: {absent.reason}", soft_wrap=True)
-        out.print(f"published {target.path(manifest.model, manifest.version)}", soft_wrap=True)
-        incomplete += [f"{manifest.model} {absent.label}" for absent in manifest.absent if absent.failed]
+            exported.append(export_model(_source(text, given), target, options, step))
+        if not as_json:
+            _print(exported[-1], target)
+    if as_json:
+        print(json.dumps([_to_dict(manifest, target) for manifest in exported], indent=2, ensure_ascii=False))
+    incomplete = [f"{each.model} {absent.label}" for each in exported for absent in each.absent if absent.failed]
     if incomplete and not allow_missing:
         raise ExportError(
             f"published without {', '.join(incomplete)}, which could not be made; --allow-missing accepts that"
         )
+
+
+def _print(manifest: Manifest, store: Store) -> None:
+    out = stdout()
+    out.print(evidence_table(manifest))
+    out.print(f"compared on {_data(manifest)}", soft_wrap=True)
+    for artifact in manifest.artifacts:
+        if artifact.sizes:
+            sizes = ", ".join(f"{name} {'x'.join(map(str, size))}" for name, size in artifact.sizes.items())
+            out.print(f"{artifact.label} takes only {sizes}", soft_wrap=True)
+    for absent in manifest.absent:
+        out.print(f"no {absent.label}: {absent.reason}", soft_wrap=True)
+    out.print(f"published {store.path(manifest.model, manifest.version)}", soft_wrap=True)
+    out.print(f"report    {store.reports(manifest.model, manifest.version) / HTML}", soft_wrap=True)
+
+
+def _to_dict(manifest: Manifest, store: Store) -> dict[str, Any]:
+    """What a machine wants to know of an export: where it is, and all that the manifest says."""
+    return {
+        "path": str(store.path(manifest.model, manifest.version)),
+        "report": str(store.reports(manifest.model, manifest.version)),
+        "manifest": json.loads(manifest.to_json()),
+    }
 
 
 def _flag(name: str) -> str:

@@ -133,5 +133,6 @@ for quantization, path, change in (
             partial(_write, change),
             _unsupported,
             derived=quantization == "float32",
+            after="onnx" if change else "",
         )
     )

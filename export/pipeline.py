@@ -9,32 +9,36 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
-
-from .. import extras, runtimes
-from ..errors import ArtifactError, ExportError, ParityError, ServableError, StoreError, UnimplementedError
-from ..manifest import Absent, Artifact, Manifest, measure_artifact
-from ..runtimes import Runtime
+from .. import extras
+from ..errors import ExportError, ParityError, ProcessError, StoreError, UnimplementedError
+from ..inspection import inspect
+from ..manifest import Absent, Artifact, Manifest
+from ..nursery import Outcome, shared
+from ..process import Limits
 from ..signature import Signature
 from ..store import Store
-from ..twin import Twin
-from . import onnx, saved_model, tflite, warmup  # noqa: F401  # importing an exporter registers it
-from .cases import Case, base_case, derived_cases, least_rows
+from ..tasks import Pool
+from . import c_array, onnx, report, saved_model, steps, tflite, warmup  # noqa: F401  # importing an exporter registers it
+from .cases import base_case, derived_cases, least_rows
 from .operations import LOOPS, operations
 from .registry import FORMATS, OPSET, Exporter, Job, choose
 from .source import Source
-from .source_model import TracedModel, first_line
-from .tolerance import Overrides, check_overrides, override, tolerance
-from .verify import Run, verify
+from .source_model import TracedModel
+from .steps import guarded
+from .tolerance import Overrides, check_overrides
+from .worst import WorstSample
 
 Sizes = Mapping[str, tuple[int, ...]]
 Progress = Callable[[str, int, int], None]
 
 _PRODUCERS = ("tensorflow", "keras", "tf_keras", "tf2onnx", "onnx", "onnxruntime", "ai-edge-litert", "numpy")
+# What the steps import; a process that has done so is there for all of them.
+MODULES = ("tensorflow", "keras", "ai_edge_litert.interpreter", "tf2onnx", "onnx", "onnxruntime")
+_MEMORY_SHARE = 0.75
 # More calibration rows than these change no range that matters, and large models take long for each.
 _CALIBRATION_ROWS = {512: 512, 64: 128, 8: 32}
 
@@ -45,7 +49,12 @@ class ExportOptions:
 
     ``formats`` and ``quantizations`` choose the artifacts (`registry.choose`; empty: all). ``version``
     is the number to publish as, None for the next one. ``tolerances`` replaces limits
-    (`tolerance.parse_overrides`). ``int8_io`` gives int8 TFLite files int8 inputs and outputs.
+    (`tolerance.parse_overrides`). ``int8_io`` gives int8 TFLite files int8 inputs and outputs, ``c_array``
+    puts each TFLite file beside itself as C source, and ``report`` asks for a report (`Store.reports`).
+
+    Each conversion and each verification is a process of its own, ``at_once`` at a time. One that takes
+    longer than ``time_limit_s`` or holds more memory than ``memory_limit_bytes`` (None: three quarters of what the
+    machine has) is stopped, and the version goes without its artifact.
     """
 
     formats: Sequence[str] = ()
@@ -54,6 +63,11 @@ class ExportOptions:
     tolerances: Overrides = field(default_factory=dict)
     opset: int = OPSET
     int8_io: bool = False
+    c_array: bool = False
+    report: bool = False
+    at_once: int = 2
+    time_limit_s: float = 3600.0
+    memory_limit_bytes: int | None = None
 
 
 def export_model(
@@ -85,9 +99,18 @@ def export_model(
         work = _Work(source, staged, folder, options, progress, exporters)
         manifest = work.run()
         work.step("publish")
-        _, manifest = store.publish(staged, manifest, options.version)
+        published, manifest = store.publish(staged, manifest, options.version)
+    if options.report:
+        work.step("report")
+        found = {entry.label: entry.model.ops for entry in inspect(published).entries if entry.model}
+        report.write(store.reports(source.name, manifest.version), manifest, found, work.worst)
     progress("done", work.steps, work.steps)
     return manifest
+
+
+def prepare() -> None:
+    """Begin to import what the steps need, beside what the caller does before `export_model`."""
+    shared(MODULES)
 
 
 class _Work:
@@ -104,10 +127,16 @@ class _Work:
     ) -> None:
         self.source, self.staged, self.folder, self.options = source, staged, folder, options
         self.exporters = exporters
-        self.steps = 2 * len(exporters) + 2
+        self.worst: dict[str, tuple[WorstSample, ...]] = {}
+        self.steps = 2 * len(exporters) + 2 + options.report
         self._progress = progress
         self._done = 0
-        self._absent: list[Absent] = []
+        self._artifacts: dict[str, Artifact] = {}
+        self._absent: dict[str, Absent] = {}
+        # Files that wait: for the one that they are made from; and, made, for what the SavedModel answers.
+        self._unmade: list[Exporter] = []
+        self._unverified: list[Exporter] = []
+        self._converting: set[str] = set()
 
     def step(self, text: str) -> None:
         """Tell what comes next."""
@@ -116,32 +145,135 @@ class _Work:
 
     def run(self) -> Manifest:
         """Convert and verify everything; the manifest of what lies in the staged folder then."""
-        source, staged = self.source, self.staged
-        self.step("run the source model")
-        base = base_case(source)
-        self.step("convert saved_model")
-        try:
-            _guarded(lambda: saved_model.write(source, staged))
-            job = self._job()
-        except ExportError as error:
-            raise ExportError(f"{source.name}: the conversion to saved_model failed: {error}") from error
-        made = [exporter for exporter in self.exporters if exporter.convert is None or self._convert(exporter, job)]
-        if source.labels:
-            (staged / "labels.txt").write_text("".join(f"{label}\n" for label in source.labels), encoding="utf-8")
-        draft = self._draft
-        with runtimes.load(staged) as original:
-            self.step("verify saved_model")
-            cases = [base, *derived_cases(source, base)]
-            first = _describe(made[0], source.signatures, original, self.options.opset)
-            artifacts = [self._verify(made[0], first, original.run, cases)]
-            warmup.write(cases, source.name, staged)
-            asked = derived_cases(source, base, original.run) if any(exporter.derived for exporter in made[1:]) else []
-            twin_cases = [base, *asked]
-            for exporter in made[1:]:
-                self.step(f"verify {exporter.key}")
-                found = self._verify_file(exporter, draft, twin_cases if exporter.derived else [base])
-                artifacts += [found] if found else []
-        return replace(draft, artifacts=tuple(artifacts), absent=tuple(self._absent))
+        tasks = self.folder / "tasks"
+        tasks.mkdir()
+        options = self.options
+        with Pool(tasks, MODULES, options.at_once, limits(options)) as self._pool:
+            self.step("run the source model")
+            base = base_case(self.source)
+            self.step("convert saved_model")
+            try:
+                guarded(lambda: saved_model.write(self.source, self.staged))
+                job = self._job()
+            except ExportError as error:
+                raise ExportError(f"{self.source.name}: the conversion to saved_model failed: {error}") from error
+            if self.source.labels:
+                labels = "".join(f"{label}\n" for label in self.source.labels)
+                (self.staged / "labels.txt").write_text(labels, encoding="utf-8")
+            derived = tuple(derived_cases(self.source, base))
+            warmup.write([base, *derived], self.source.name, self.staged)
+            self._for_twins = tasks / "for_twins.pkl"
+            self._comparison = steps.save(
+                steps.Comparison(
+                    source=self.source.without_model(),
+                    draft=self._draft,
+                    staged=self.staged,
+                    base=base,
+                    derived=derived,
+                    overrides=options.tolerances,
+                    opset=options.opset,
+                ),
+                tasks / "comparison.pkl",
+            )
+            self._job_file = steps.save(job, tasks / "job.pkl")
+            self._submit(self.exporters[0], self._saved_model_verified, steps.verify_saved_model)
+            self._unmade = [exporter for exporter in self.exporters[1:] if not self._unsupported(exporter, job)]
+            self._convert_more()
+            self._pool.run()
+        keys = [exporter.key for exporter in self.exporters]
+        return replace(
+            self._draft,
+            artifacts=tuple(self._artifacts[key] for key in keys if key in self._artifacts),
+            absent=tuple(self._absent[key] for key in keys if key in self._absent),
+        )
+
+    def _unsupported(self, exporter: Exporter, job: Job) -> bool:
+        reason = exporter.unsupported(job)
+        if reason:
+            self._leave_out(exporter, reason, failed=False)
+        return reason is not None
+
+    def _convert_more(self) -> None:
+        """Begin the conversions that need not wait for the file of another one."""
+        unmade = {exporter.key for exporter in self._unmade} | self._converting
+        ready = [exporter for exporter in self._unmade if exporter.after not in unmade]
+        self._unmade = [exporter for exporter in self._unmade if exporter not in ready]
+        for exporter in ready:
+            self._converting.add(exporter.key)
+            self._pool.submit(
+                partial(self._converted, exporter),
+                steps.convert,
+                exporter,
+                self._job_file,
+                self.staged / exporter.path,
+                begin=partial(self.step, f"convert {exporter.key}"),
+            )
+
+    def _converted(self, exporter: Exporter, outcome: Outcome) -> None:
+        self._converting.discard(exporter.key)
+        if self._settled(exporter, outcome, "conversion"):
+            self._unverified.append(exporter)
+        self._convert_more()
+        self._verify_more()
+
+    def _saved_model_verified(self, outcome: Outcome) -> None:
+        if isinstance(outcome.error, ProcessError):
+            raise ExportError(f"{self.source.name}: the verification of saved_model {outcome.error}")
+        self._keep(self.exporters[0], outcome.get())
+        self._verify_more()
+
+    def _verify_more(self) -> None:
+        """Begin the verifications of files, once the SavedModel has said what they have to answer."""
+        if "saved_model" not in self._artifacts:
+            return
+        for exporter in self._unverified:
+            self._submit(exporter, partial(self._verified, exporter), steps.verify_file)
+        self._unverified = []
+
+    def _submit(
+        self, exporter: Exporter, then: Callable[[Outcome], None], verify: Callable[..., steps.Verified]
+    ) -> None:
+        begin = partial(self.step, f"verify {exporter.key}")
+        self._pool.submit(then, verify, exporter, self._comparison, self._for_twins, begin=begin)
+
+    def _verified(self, exporter: Exporter, outcome: Outcome) -> None:
+        if self._settled(exporter, outcome, "verification"):
+            self._keep(exporter, outcome.get())
+
+    def _keep(self, exporter: Exporter, verified: steps.Verified) -> None:
+        artifact = self._artifacts[exporter.key] = verified.artifact
+        self.worst[artifact.label] = verified.worst
+        if self.options.c_array and exporter.format == "tflite":
+            c_array.write(
+                self.staged / exporter.path,
+                self.staged,
+                model=self.source.name,
+                artifact=artifact.label,
+                quantization=artifact.quantization,
+                producer=self._draft.producers["servable"],
+            )
+
+    def _settled(self, exporter: Exporter, outcome: Outcome, what: str) -> bool:
+        """Whether a step went well; False if the version goes without its artifact."""
+        error = outcome.error
+        if error is None:
+            return True
+        full = os.strerror(errno.ENOSPC) in str(error)
+        if isinstance(error, ProcessError) and not full:
+            error = ExportError(f"the {what} {error}")
+        elif full and not isinstance(error, OSError):
+            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if isinstance(error, ParityError) or not isinstance(error, ExportError | UnimplementedError):
+            raise error
+        (self.staged / exporter.path).unlink(missing_ok=True)
+        (self.staged / f"unfinished-{exporter.path}").unlink(missing_ok=True)
+        self._leave_out(exporter, str(error), failed=isinstance(error, ExportError))
+        return False
+
+    def _leave_out(self, exporter: Exporter, reason: str, *, failed: bool) -> None:
+        if exporter.key in self.options.formats and exporter.key not in FORMATS:
+            raise ExportError(f"{self.source.name} {exporter.key} cannot be made: {reason}")
+        self._absent[exporter.key] = Absent(exporter.format, exporter.quantization, reason, failed)
 
     def _job(self) -> Job:
         source, model = self.source, self.source.model
@@ -153,7 +285,7 @@ class _Work:
                 unrolled = self._unrolled(model, source.signature)
             else:
                 fixed = self.folder / "fixed"
-                _guarded(lambda: saved_model.write_base(model, _sized(source.signature, {}, rows=1), fixed))
+                guarded(lambda: saved_model.write_base(model, _sized(source.signature, {}, rows=1), fixed))
                 sizes = {name: array.shape[1:] for name, array in source.data.calibration.items()}
                 if model.unrolls(_longest_open(source.signature, sizes)):
                     with suppress(ExportError):  # what is not to be had without the loop is left out
@@ -180,66 +312,8 @@ class _Work:
     def _unrolled(self, model: TracedModel, signature: Signature) -> Path:
         folder = self.folder / "unrolled"
         with model.unrolled():
-            _guarded(lambda: saved_model.write_base(model, signature, folder))
+            guarded(lambda: saved_model.write_base(model, signature, folder))
         return folder
-
-    def _convert(self, exporter: Exporter, job: Job) -> bool:
-        """Make one file; False if the version goes without it."""
-        self.step(f"convert {exporter.key}")
-        reason = exporter.unsupported(job)
-        if reason:
-            self._leave_out(exporter, reason, failed=False)
-            return False
-        convert, path = exporter.convert, self.staged / exporter.path
-        assert convert is not None
-        try:
-            _guarded(lambda: convert(job, path))
-            if not path.exists():
-                raise ExportError(f"the conversion wrote no {exporter.path}")
-        except (ExportError, UnimplementedError) as error:
-            path.unlink(missing_ok=True)
-            self._leave_out(exporter, str(error), failed=isinstance(error, ExportError))
-            return False
-        return True
-
-    def _leave_out(self, exporter: Exporter, reason: str, *, failed: bool) -> None:
-        if exporter.key in self.options.formats and exporter.key not in FORMATS:
-            raise ExportError(f"{self.source.name} {exporter.key} cannot be made: {reason}")
-        self._absent.append(Absent(exporter.format, exporter.quantization, reason, failed))
-
-    def _verify_file(self, exporter: Exporter, draft: Manifest, cases: Sequence[Case]) -> Artifact | None:
-        """Verify a file in its own runtime; None if it cannot be run, and the version goes without it."""
-        path = self.staged / exporter.path
-        try:
-            with runtimes.load(path) as runtime:
-                base = {self.source.signature.name: self.source.signature}
-                artifact = _describe(exporter, base, runtime, self.options.opset)
-                return self._verify(exporter, artifact, Twin(draft, runtime, artifact).run, cases)
-        except ParityError:
-            raise
-        except (ExportError, ArtifactError) as error:
-            path.unlink(missing_ok=True)
-            self._leave_out(exporter, str(error).replace(str(path), exporter.path), failed=True)
-            return None
-
-    def _verify(self, exporter: Exporter, artifact: Artifact, run: Run, cases: Sequence[Case]) -> Artifact:
-        """Measure one converted artifact; `ParityError` if it is too far from the source."""
-        source = self.source
-        evidence = {}
-        for case in cases:
-            numbers = [array for array in case.expected.values() if array.dtype.kind != "O"]
-            largest = max((float(np.abs(array).max(initial=0)) for array in numbers), default=0.0)
-            limits = override(tolerance(source, exporter.quantization, largest), exporter.key, self.options.tolerances)
-            found = verify(f"{source.name} {exporter.key}", run, case, limits, source)
-            if not found.passed:
-                raise ParityError(
-                    f"{source.name} {exporter.key} is too far from the source model on {case.signature.name}: "
-                    f"{found.criterion}; nothing was published (leave it out with --formats or --quantize, or allow "
-                    f"more with --tolerance)"
-                )
-            evidence[case.signature.name] = found
-        sha256, size = measure_artifact(self.staged, exporter.path)
-        return replace(artifact, sha256=sha256, bytes=size, evidence=evidence)
 
     @cached_property
     def _draft(self) -> Manifest:
@@ -260,42 +334,6 @@ class _Work:
         )
 
 
-def _guarded(action: Callable[[], None]) -> None:
-    """Turn what a converter raises into an `ExportError` of one line; a full disk stays what it is."""
-    try:
-        action()
-    except (ServableError, OSError):
-        raise
-    except Exception as error:  # converters raise every kind
-        if os.strerror(errno.ENOSPC) in str(error):  # TensorFlow and the converters have errors of their own for it
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
-        raise ExportError(first_line(error)) from error
-
-
-def _describe(exporter: Exporter, signatures: Mapping[str, Signature], runtime: Runtime, opset: int) -> Artifact:
-    """The manifest's entry, before it is measured; the file itself says which sizes it takes."""
-    (wanted, *_), (own, *_) = signatures.values(), runtime.signatures.values()
-    rows, sizes = None, {}
-    if exporter.path != ".":
-        shapes = {name: spec.shape or () for name, spec in own.inputs.items()}
-        batches = {shape[0] for shape in shapes.values() if shape}
-        rows = batches.pop() if len(batches) == 1 else None
-        for name, spec in wanted.inputs.items():
-            if spec.shape and None in spec.shape[1:] and None not in shapes.get(name, (None, None))[1:]:
-                sizes[name] = tuple(size or 0 for size in shapes[name][1:])
-    return Artifact(
-        format=exporter.format,
-        quantization=exporter.quantization,
-        path=exporter.path,
-        sha256="",
-        bytes=0,
-        signatures=tuple(signatures),
-        batch="dynamic" if rows is None else str(rows),
-        sizes=sizes,
-        opset=opset if exporter.format == "onnx" else None,
-    )
-
-
 def _sized(signature: Signature, sizes: Sizes, rows: int | None = None) -> Signature:
     """The same signature with these sizes in place of open ones, and a batch of ``rows``."""
     inputs = {}
@@ -309,6 +347,14 @@ def _longest_open(signature: Signature, sizes: Sizes) -> int:
     specs = [(spec.shape or (), sizes[name]) for name, spec in signature.inputs.items()]
     return max(
         (size for shape, row in specs for own, size in zip(shape[1:], row, strict=True) if own is None), default=0
+    )
+
+
+def limits(options: ExportOptions) -> Limits:
+    """What one step may take."""
+    psutil = extras.load("psutil", "exporting a model")
+    return Limits(
+        options.time_limit_s, options.memory_limit_bytes or int(psutil.virtual_memory().total * _MEMORY_SHARE)
     )
 
 

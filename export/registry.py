@@ -63,7 +63,10 @@ class Exporter:
     ``convert(job, path)`` writes the file; it is None for the SavedModel (path ``.``), which the pipeline
     makes before all others, from the model itself. ``unsupported(job)`` says why the format cannot hold this
     model, None where it can. ``requires`` are the modules that it needs, and ``derived`` says whether
-    the artifact answers the derived signatures too.
+    the artifact answers the derived signatures too. ``after`` is the key of another one that `convert` reads
+    the file of, where there is one.
+
+    Each conversion is a process of its own, so ``convert`` can be pickled.
     """
 
     format: str
@@ -73,6 +76,7 @@ class Exporter:
     convert: Convert | None
     unsupported: Callable[[Job], str | None] = _always
     derived: bool = False
+    after: str = ""
 
     @property
     def key(self) -> str:

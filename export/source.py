@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from ..manifest import Derivation, Preprocessing
 from ..signature import CLASSIFY_METHOD, REGRESS_METHOD, Signature, TensorSpec
-from .saved_source import SavedModelFolder
-from .source_model import Arrays, SourceModel
+from .source_model import Arrays, Facts, SourceModel
 
 Task = Literal["classification", "regression", "detection", "segmentation", "other"]
 TASKS: tuple[Task, ...] = ("classification", "regression", "detection", "segmentation", "other")
@@ -61,15 +60,19 @@ class Source:
         """The signature that every artifact answers."""
         return self.model.signature
 
+    def without_model(self) -> Source:
+        """The same with `Facts` in place of the model: it can be pickled."""
+        return replace(self, model=Facts(self.model))
+
     @cached_property
     def derivations(self) -> Mapping[str, Derivation]:
         """The signatures beside it: pictures as bytes, and tf.Examples by task.
 
-        None for a SavedModel, which is published with the signatures that it has.
+        Of a SavedModel, which is published with the signatures that it has, those that its manifest names.
         """
+        if self.model.signatures is not None:
+            return dict(self.model.derivations)
         derived: dict[str, Derivation] = {}
-        if isinstance(self.model, SavedModelFolder):
-            return derived
         inputs, outputs = list(self.signature.inputs.values()), list(self.signature.outputs.values())
         base = self.signature.name
         if self.preprocessing:
@@ -87,7 +90,7 @@ class Source:
     def signatures(self) -> Mapping[str, Signature]:
         """All signatures that the SavedModel has."""
         methods = {"classify": CLASSIFY_METHOD, "regress": REGRESS_METHOD}
-        if isinstance(self.model, SavedModelFolder):
+        if self.model.signatures is not None:
             return self.model.signatures
         signatures = {self.signature.name: self.signature}
         for name, how in self.derivations.items():

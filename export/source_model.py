@@ -6,10 +6,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 from numpy.typing import NDArray
 
+from ..errors import InternalError
+from ..manifest import Derivation
 from ..signature import Signature
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -31,6 +34,10 @@ class SourceModel(ABC):
     vocabulary: int = 10
     words: tuple[str, ...] = ("red", "green", "blue", "cat", "dog", "house", "a", "the", "", "été", "1")
     half: bool = False
+    # All signatures of a model that is published as it is; None for one that gets them from its export.
+    signatures: Mapping[str, Signature] | None = None
+    # Which of those are another one with a prologue, as its manifest says.
+    derivations: Mapping[str, Derivation] = MappingProxyType({})
 
     @abstractmethod
     def predict(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
@@ -72,6 +79,23 @@ class TracedModel(SourceModel):
     def without_fused_loops(self) -> Iterator[None]:
         """While this is entered, no loop is traced that a converter would replace by an operation with a state."""
         yield
+
+
+class Facts(SourceModel):
+    """What is known of a model, without the model: for a process of its own, which compares what others made."""
+
+    def __init__(self, model: SourceModel) -> None:
+        self.kind, self.signature, self.signatures = model.kind, model.signature, model.signatures
+        self.parameters, self.recurrent, self.half = model.parameters, model.recurrent, model.half
+        self.vocabulary, self.words = model.vocabulary, model.words
+        self.derivations = dict(model.derivations)
+        self._description = model.describe()
+
+    def predict(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        raise InternalError(f"these are facts about a model of the kind {self.kind}, which cannot be run")
+
+    def describe(self) -> dict[str, Any]:
+        return self._description
 
 
 # Keras colours its texts and says first in which layer it was, TensorFlow where it is in the graph.

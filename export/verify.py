@@ -24,7 +24,7 @@ Run = Callable[[str, Arrays], Arrays]
 BUDGET_S = 30.0
 WORST_SAMPLES = 5
 # Detections below it are guesses, of which a detector has any number; they may come and go.
-_MIN_SCORE = 0.3
+MIN_SCORE = 0.3
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _distance(got: NDArray[Any], expected: NDArray[Any]) -> NDArray[np.float64]:
 
 def _detections(answers: Arrays, expected: Arrays) -> tuple[dict[str, NDArray[np.float64]], float | None]:
     """Errors of boxes and scores of detections that have a partner in the source's answer, and their share."""
-    matches = metrics.match_detections(answers, expected, min_score=_MIN_SCORE)
+    matches = metrics.match_detections(answers, expected, min_score=MIN_SCORE)
     errors = {name: np.zeros((len(expected["scores"]), 1)) for name in ("boxes", "scores")}
     for row, (ours, theirs) in enumerate(matches.pairs):
         for name, error in errors.items():

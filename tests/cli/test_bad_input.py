@@ -56,12 +56,12 @@ def here(capfd: pytest.CaptureFixture[str]) -> Here:
     [
         (
             "exprot",
-            "no command 'exprot'; did you mean 'export'? Known: bench, demo, export, list, models, predict, serve",
+            "no command 'exprot'; did you mean 'export'? Known: bench, demo, export, inspect, list, models,",
         ),
         ("--verison", "No such option '--verison'. Did you mean '--version'? (see servable --help)"),
         (
             "export cnn --stor x",
-            "No such option '--stor'. (Did you mean one of: '--store', '--trust-source'?) (see servable export --help)",
+            "No such option '--stor'. (Did you mean one of: '--json', '--store', '--trust-source'?) (see servable export --help)",
         ),
         ("export", "Missing argument 'SOURCE...'. (see servable export --help)"),
         (

@@ -135,10 +135,11 @@ def test_export(cli: Cli, tmp_path: Path) -> None:
     assert steps[1:] == [
         "run the source model",
         "convert saved_model",
-        "convert tflite",
         "verify saved_model",
+        "convert tflite",
         "verify tflite",
         "publish",
+        "report",
         "done",
     ]
     assert set(done.stderr.splitlines()) == {f"export {name}: {step}" for name in ("celsius", "mlp") for step in steps}

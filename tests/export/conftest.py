@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 from servable.cli.course import source
-from servable.export import export_model
+from servable.errors import ServableError
+from servable.export import export_model, pipeline
 from servable.models import card
+from servable.nursery import Outcome
 from servable.store import Store
 
 
@@ -39,3 +41,40 @@ def reordered() -> Callable[[bytes], bytes]:
         return bytes(changed)
 
     return change
+
+
+class Inline:
+    """Takes the place of `Pool` and runs every task in this process, where tests can put stubs."""
+
+    def __init__(self, *_: Any) -> None:
+        self._waiting: list[tuple[Callable[[Outcome], None], Callable[[], Any]]] = []
+
+    def submit(
+        self, then: Callable[[Outcome], None], function: Callable[..., Any], *arguments: Any, begin: Callable[[], None]
+    ) -> None:
+        def call() -> Any:
+            begin()
+            return function(*arguments)
+
+        self._waiting.append((then, call))
+
+    def run(self) -> None:
+        while self._waiting:
+            then, call = self._waiting.pop(0)
+            try:
+                outcome = Outcome(call())
+            except (ServableError, OSError) as error:
+                outcome = Outcome(error=error)
+            then(outcome)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing runs any more."""
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convert and verify in this process."""
+    monkeypatch.setattr(pipeline, "Pool", Inline)

@@ -29,6 +29,8 @@ from servable.models import card
 from servable.signature import Signature, TensorSpec
 from servable.store import Store
 
+pytestmark = pytest.mark.usefixtures("inline")  # converters are exchanged for others, in this process alone
+
 Convert = Callable[[Job, Path], None]
 Change = Callable[[Source], Source]
 

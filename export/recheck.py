@@ -1,0 +1,163 @@
+"""A published version once more: whether its files are those that were measured, and answer as they did."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from ..errors import ArtifactError, ExportError, ProcessError, StoreError
+from ..manifest import Artifact, Manifest
+from ..nursery import Outcome
+from ..tasks import Pool
+from . import steps
+from .cases import base_case, derived_cases
+from .data import parse_shapes, random_data, read_calibration
+from .pipeline import MODULES, ExportOptions, Progress, limits
+from .registry import OPSET, REGISTRY, Exporter
+from .saved_source import SavedModelFolder, open_saved_model
+from .source import TASKS, Source, Task
+
+
+@dataclass(frozen=True)
+class Rechecked:
+    """One artifact as its manifest has it, as it was found ``now``, and what is ``wrong`` with it, if anything.
+
+    ``damaged`` says that it is not the file that was measured. ``now`` is None where it was not run, and where
+    it could not be or was too far off.
+    """
+
+    recorded: Artifact
+    now: Artifact | None = None
+    wrong: str = ""
+    damaged: bool = False
+
+
+def version_source(
+    folder: Path, manifest: Manifest, calibration: Path | None = None, shapes: tuple[str, ...] = ()
+) -> Source:
+    """A published version's own SavedModel as the source that its other artifacts are compared with.
+
+    The data is that of ``calibration`` (`read_calibration`), else random rows (`random_data`), with
+    ``shapes`` for free dimensions. Raises what these raise, and `StoreError` for a version without a
+    SavedModel that evidence speaks of.
+    """
+    saved = manifest.artifact("saved_model")
+    if saved is None or not saved.evidence:
+        raise StoreError(f"the manifest in {folder} has no evidence of a SavedModel, which others are compared with")
+    model = open_saved_model(folder, next(iter(saved.evidence)))
+    assert isinstance(model, SavedModelFolder)
+    model.derivations = manifest.derivations
+    sizes, how = parse_shapes(shapes, model.signature), manifest.preprocessing
+    data = read_calibration(calibration, model, how) if calibration else random_data(model, sizes, how)
+    task: Task = next((task for task in TASKS if task == manifest.task), "other")
+    metric = next(iter(saved.evidence.values())).metric
+    return Source(
+        name=manifest.model,
+        model=model,
+        data=data,
+        task=task,
+        metric=metric if data.targets is not None else None,
+        labels=manifest.labels,
+        preprocessing=how,
+        trained=bool(manifest.source.get("trained", True)),
+    )
+
+
+def recheck(
+    folder: Path,
+    manifest: Manifest,
+    open_source: Callable[[], Source],
+    options: ExportOptions | None = None,
+    progress: Progress = lambda *_: None,
+) -> list[Rechecked]:
+    """Compare every artifact's hash with the manifest, and its answers with the source's.
+
+    ``open_source`` is called only if the SavedModel is the one that was measured; ``options`` are the
+    tolerances, limits and the number at once. An artifact that is too far off, cannot be run or is
+    another file is in the list, with what is wrong. Raises what ``open_source`` and `base_case` raise.
+    """
+    return _Recheck(folder, manifest, options or ExportOptions(), progress).run(open_source)
+
+
+class _Recheck:
+    def __init__(self, folder: Path, manifest: Manifest, options: ExportOptions, progress: Progress) -> None:
+        self._folder, self._manifest, self._options, self._progress = folder, manifest, options, progress
+        self._found: dict[str, Rechecked] = {}
+        self._done = 0
+
+    def run(self, open_source: Callable[[], Source]) -> list[Rechecked]:
+        self._step("compare hashes")
+        sound = []
+        for artifact in self._manifest.artifacts:
+            wrong, exporter = self._wrong_file(artifact), _exporter(artifact)
+            self._found[artifact.label] = Rechecked(artifact, wrong=wrong, damaged=bool(wrong))
+            if exporter and not wrong:
+                sound.append((artifact, exporter))
+        if sound and sound[0][1].key == "saved_model":
+            self._verify(open_source(), sound)
+        else:
+            for artifact, _ in sound:
+                wrong = "it is what was measured, but there is no sound SavedModel to compare its answers with"
+                self._found[artifact.label] = Rechecked(artifact, wrong=wrong)
+        return list(self._found.values())
+
+    def _step(self, text: str) -> None:
+        self._progress(text, self._done, len(self._manifest.artifacts) + 2)
+        self._done += 1
+
+    def _wrong_file(self, artifact: Artifact) -> str:
+        try:
+            self._manifest.check_artifact(self._folder, artifact)
+        except ArtifactError as error:
+            return str(error)
+        return "" if _exporter(artifact) else f"this servable makes no {artifact.label}, and cannot measure it"
+
+    def _verify(self, source: Source, sound: list[tuple[Artifact, Exporter]]) -> None:
+        with tempfile.TemporaryDirectory(prefix="servable-") as name:
+            place, options = Path(name), self._options
+            with Pool(place, MODULES, options.at_once, limits(options)) as pool:
+                self._step("run the source model")
+                base = base_case(source)
+                comparison = steps.Comparison(
+                    source=source.without_model(),
+                    draft=self._manifest,
+                    staged=self._folder.absolute(),
+                    base=base,
+                    derived=tuple(derived_cases(source, base)),
+                    overrides=options.tolerances,
+                    opset=OPSET,
+                )
+                files = steps.save(comparison, place / "comparison.pkl"), place / "for_twins.pkl"
+
+                def submit(artifact: Artifact, exporter: Exporter) -> None:
+                    verify = steps.verify_saved_model if exporter.key == "saved_model" else steps.verify_file
+                    begin = partial(self._step, f"verify {exporter.key}")
+                    pool.submit(partial(settled, artifact), verify, exporter, *files, begin=begin)
+
+                def settled(artifact: Artifact, outcome: Outcome) -> None:
+                    self._settle(artifact, outcome)
+                    if artifact is sound[0][0]:
+                        for each in sound[1:] if files[1].exists() else ():
+                            submit(*each)
+
+                submit(*sound[0])
+                pool.run()
+
+    def _settle(self, artifact: Artifact, outcome: Outcome) -> None:
+        error = outcome.error
+        if isinstance(error, ProcessError):
+            error = ExportError(f"the verification {error}")
+        if error and not isinstance(error, ExportError):
+            raise error
+        now = None if error else outcome.get().artifact
+        self._found[artifact.label] = Rechecked(artifact, now, str(error or ""))
+
+
+def _exporter(artifact: Artifact) -> Exporter | None:
+    for exporter in REGISTRY.values():
+        if (exporter.format, exporter.quantization) == (artifact.format, artifact.quantization):
+            return exporter
+    return None
