@@ -33,8 +33,6 @@ from .errors import MissingExtraError, ProcessError, ServableError
 from .process import describe_exit, last_words
 
 TASK, RESULT, LOG = "task.pkl", "result.pkl", "log.txt"
-# How long a process may take to end that has been told to.
-_GRACE_S = 10.0
 # How long it waits for another task: it holds as much memory as TensorFlow's code takes.
 IDLE_S = 60.0
 _POLL_S = 0.05
@@ -87,19 +85,30 @@ class Nursery(ABC):
         """End it with all its tasks, and wait for it; what it said last, as the end of a message."""
 
 
-_shared: dict[tuple[str, ...], Nursery] = {}
+_idle: dict[tuple[int, tuple[str, ...]], list[Nursery]] = {}
 
 
-def shared(modules: Sequence[str]) -> Nursery:
-    """One that forks, with these modules imported, where a fork is sound; the same one while it lives.
+def borrow(modules: Sequence[str]) -> Nursery:
+    """One with these modules imported, for one user at a time; `give_back` hands it on to the next.
 
-    It ends with this process, and after a minute without tasks.
+    It forks, where a fork is sound. It ends with this process, and after a minute without tasks.
     """
-    key = tuple(modules)
-    found = _shared.get(key)
-    if found is None or not found.alive():
-        found = _shared[key] = _Forking(modules) if sys.platform == "linux" else _Spawning()
-    return found
+    waiting = _idle.setdefault(_key(modules), [])
+    while waiting:
+        found = waiting.pop()
+        if found.alive():
+            return found
+        found.close()
+    return _Forking(modules) if sys.platform == "linux" else _Spawning()
+
+
+def give_back(nursery: Nursery, modules: Sequence[str]) -> None:
+    """End the use of one that runs no task any more."""
+    _idle.setdefault(_key(modules), []).append(nursery)
+
+
+def _key(modules: Sequence[str]) -> tuple[int, tuple[str, ...]]:
+    return os.getpid(), tuple(modules)  # a fork of this process may not use what this one talks to
 
 
 def write_task(folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
@@ -120,7 +129,7 @@ def _environment() -> dict[str, str]:
 
 class _Forking(Nursery):
     def __init__(self, modules: Sequence[str]) -> None:
-        self._log = tempfile.NamedTemporaryFile(prefix="servable-")  # noqa: SIM115  # closed with the process
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, *modules],
             stdin=subprocess.PIPE,
@@ -162,16 +171,16 @@ class _Forking(Nursery):
     def close(self) -> str:
         if self._input.closed:
             return ""
+        code = self._process.poll()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # it and its tasks are a session of their own
+        code = self._process.wait() if code is None else code
         self._selector.close()
         with suppress(BrokenPipeError):
             self._input.close()
-        try:
-            code = self._process.wait(_GRACE_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(self._process.pid, signal.SIGKILL)  # it and its tasks are a session of their own
-            code = self._process.wait()
         self._output.close()
-        words = last_words(Path(self._log.name))
+        self._log.seek(0)
+        words = last_words(self._log.read())
         self._log.close()
         return f": it {describe_exit(code)}{words}"
 
@@ -287,6 +296,14 @@ class _Loop:
         selector = selectors.PollSelector()
         for descriptor in (0, woken):
             selector.register(descriptor, selectors.EVENT_READ)
+        try:
+            self._serve(selector, woken)
+        finally:  # also where nobody is left to tell
+            for pid in self._tasks.values():
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+
+    def _serve(self, selector: selectors.PollSelector, woken: int) -> None:
         rest = b""
         while True:
             ready = {key.fd for key, _ in selector.select(None if self._tasks else IDLE_S)}
@@ -299,13 +316,10 @@ class _Loop:
                 continue
             data = os.read(0, 65536)
             if not data:
-                break
+                return
             *lines, rest = (rest + data).split(b"\n")
             for message in map(json.loads, lines):
                 self._obey(message)
-        for pid in self._tasks.values():
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
 
     def _reap(self) -> None:
         for task, pid in list(self._tasks.items()):

@@ -16,7 +16,7 @@ from . import extras
 from .errors import ProcessError
 
 POLL_S = 0.05
-_LONGEST_WORDS = 300
+_LAST_LINES, _LONGEST_WORDS = 3, 400
 
 
 def describe_exit(code: int) -> str:
@@ -41,14 +41,11 @@ _NOTES = re.compile(
 )
 
 
-def last_words(log: Path) -> str:
-    """The last line of a log that is no mere note, as the end of a message; empty if there is none."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return ""
+def last_words(log: bytes) -> str:
+    """The last lines of a log that are no mere notes, as the end of a message; empty if there are none."""
+    lines = log.decode("utf-8", errors="replace").splitlines()
     said = [line.strip() for line in lines if line.strip() and not _NOTES.match(line)]
-    return f"; its last words: {said[-1][:_LONGEST_WORDS]}" if said else ""
+    return f"; its last words: {' | '.join(said[-_LAST_LINES:])[-_LONGEST_WORDS:]}" if said else ""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .errors import ProcessError
-from .nursery import LOG, RESULT, Nursery, Outcome, shared, write_task
+from .nursery import LOG, RESULT, Nursery, Outcome, borrow, give_back, write_task
 from .process import Limits, describe_exit, last_words
 
 POLL_S = 0.1
@@ -32,7 +32,7 @@ class _Waiting:
 
 @dataclass
 class _Running:
-    then: Then
+    waiting: _Waiting
     folder: Path
     pid: int | None = None
     since: float = field(default_factory=time.monotonic)
@@ -50,7 +50,7 @@ class Pool:
     def __init__(self, folder: Path, modules: Sequence[str], at_once: int, limits: Limits) -> None:
         """``folder``, for tasks, results and logs, exists; ``modules`` are those that tasks import.
 
-        The import begins here, beside whatever the caller does until `run`. One pool runs at a time.
+        The import begins here, beside whatever the caller does until `run`.
         """
         self._folder = folder
         self._modules = list(modules)
@@ -59,7 +59,8 @@ class Pool:
         self._waiting: deque[_Waiting] = deque()
         self._running: dict[int, _Running] = {}
         self._count = 0
-        self._nursery: Nursery = shared(modules)
+        self._lost = False
+        self._nursery: Nursery = borrow(modules)
 
     def submit(
         self, then: Then, function: Callable[..., Any], *arguments: Any, begin: Callable[[], None] = lambda: None
@@ -83,9 +84,10 @@ class Pool:
         folder = self._folder / str(self._count)
         folder.mkdir()
         write_task(folder, waiting.function, waiting.arguments)
-        self._running[self._count] = _Running(waiting.then, folder)
-        if not self._nursery.alive():  # it has waited for too long
-            self._nursery = shared(self._modules)
+        if not self._running and not self._nursery.alive():  # it has waited for too long
+            self._nursery.close()
+            self._nursery = borrow(self._modules)
+        self._running[self._count] = _Running(waiting, folder)
         waiting.begin()
         self._nursery.start(self._count, folder)
 
@@ -104,7 +106,7 @@ class Pool:
                 del self._running[each.task]
                 outcome = _outcome(running, each.exit)
                 shutil.rmtree(running.folder)
-                running.then(outcome)
+                running.waiting.then(outcome)
         for task, running in self._running.items():
             if running.pid is not None and not running.over:
                 running.over = self._limits.passed_by(running.pid, running.since)
@@ -114,13 +116,21 @@ class Pool:
     def _lose(self, reason: str) -> None:
         """The nursery is gone, and its tasks with it; those that wait get another."""
         lost, self._running = list(self._running.values()), {}
-        self._nursery = shared(self._modules)
+        self._nursery = borrow(self._modules)
+        again, self._lost = not self._lost, True
         for running in lost:
-            running.then(Outcome(error=ProcessError(reason)))
+            if running.pid is None and again:  # it had waited too long, and ended when it was asked
+                self._waiting.appendleft(running.waiting)
+            else:
+                running.waiting.then(Outcome(error=ProcessError(reason)))
 
     def close(self) -> None:
         """End what runs, and wait for it."""
         if self._running:
+            self._nursery.close()
+        elif self._nursery.alive():
+            give_back(self._nursery, self._modules)
+        else:
             self._nursery.close()
 
     def __enter__(self) -> Self:
@@ -131,7 +141,8 @@ class Pool:
 
 
 def _outcome(running: _Running, code: int) -> Outcome:
-    words = last_words(running.folder / LOG)
+    log = running.folder / LOG
+    words = last_words(log.read_bytes() if log.exists() else b"")
     if running.over:
         return Outcome(error=ProcessError(f"{running.over}, and was stopped{words}"))
     if code:

@@ -17,7 +17,7 @@ from .. import extras
 from ..errors import ExportError, ParityError, ProcessError, StoreError, UnimplementedError
 from ..inspection import inspect
 from ..manifest import Absent, Artifact, Manifest
-from ..nursery import Outcome, shared
+from ..nursery import Outcome, borrow, give_back
 from ..process import Limits
 from ..signature import Signature
 from ..store import Store
@@ -110,7 +110,7 @@ def export_model(
 
 def prepare() -> None:
     """Begin to import what the steps need, beside what the caller does before `export_model`."""
-    shared(MODULES)
+    give_back(borrow(MODULES), MODULES)
 
 
 class _Work:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -61,6 +61,10 @@ def vanish():
 def hang():
     time.sleep(600)
 
+def orphan_itself():
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
+
 def swallow():
     held = []
     while True:
@@ -104,7 +108,7 @@ def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def pools(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Makes pools, as they are on Linux and as they are elsewhere."""
     if request.param == "spawned":
-        monkeypatch.setattr(tasks, "shared", lambda modules: nursery._Spawning())
+        monkeypatch.setattr(tasks, "borrow", lambda modules: nursery._Spawning())
     made = []
 
     def make(limits: Limits = GENEROUS, at_once: int = 2) -> Pool:
@@ -285,13 +289,17 @@ def test_the_import_is_paid_once(tmp_path: Path, functions: Any) -> None:
 def test_without_the_process_that_forks_the_rest_gets_another(tmp_path: Path, functions: Any) -> None:
     found: list[Outcome] = []
     with Pool(tmp_path, [], 1, GENEROUS) as pool:
-        parent = outcome(pool, functions.where).get()[3]
-        pool.submit(found.append, functions.hang, begin=lambda: os.kill(parent, signal.SIGKILL))
+        pool.submit(found.append, functions.orphan_itself)
         pool.submit(found.append, functions.add, 1, 2)
         pool.run()
     with pytest.raises(ProcessError, match=r"^lost the process that starts tasks: it was killed by SIGKILL"):
         found[0].get()
     assert found[1].get() == 3
+    assert not [
+        child
+        for child in psutil.process_iter(["cmdline"])
+        if nursery.__name__ in (child.info["cmdline"] or ()) and child.ppid() == 1
+    ]
 
 
 @linux
@@ -327,3 +335,23 @@ def test_nothing_outlives_the_process_that_wanted_it(tmp_path: Path, functions: 
         process.kill()
     gone, alive = psutil.wait_procs(family, timeout=20)
     assert (len(gone), alive) == (3, [])
+
+
+def test_pools_at_the_same_time_do_not_hear_each_other(tmp_path: Path, functions: Any) -> None:
+    """As of exports in two threads of one process."""
+    found: list[int] = []
+
+    def work(start: int) -> None:
+        folder = tmp_path / f"pool{start}"
+        folder.mkdir()
+        with Pool(folder, [], 2, GENEROUS) as pool:
+            for i in range(5):
+                pool.submit(lambda done: found.append(done.get()), functions.add, start, i)
+            pool.run()
+
+    threads = [threading.Thread(target=work, args=(start,)) for start in (0, 100)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(found) == [0, 1, 2, 3, 4, 100, 101, 102, 103, 104]

@@ -61,7 +61,8 @@ def here(capfd: pytest.CaptureFixture[str]) -> Here:
         ("--verison", "No such option '--verison'. Did you mean '--version'? (see servable --help)"),
         (
             "export cnn --stor x",
-            "No such option '--stor'. (Did you mean one of: '--json', '--store', '--trust-source'?) (see servable export --help)",
+            "No such option '--stor'. (Did you mean one of: '--json', '--store', '--trust-source'?) "
+            "(see servable export --help)",
         ),
         ("export", "Missing argument 'SOURCE...'. (see servable export --help)"),
         (
