@@ -26,16 +26,19 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from . import extras
-from .errors import MissingExtraError, ProcessError, ServableError
+from .errors import ProcessError, ServableError
 from .process import describe_exit, last_words
 
 TASK, RESULT, LOG = "task.pkl", "result.pkl", "log.txt"
 # How long it waits for another task: it holds as much memory as TensorFlow's code takes.
 IDLE_S = 60.0
 _POLL_S = 0.05
+# Steps work on TensorFlow, and on the CPU: the process that they work for may hold the memory of a GPU.
+_OURS = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ def _key(modules: Sequence[str]) -> tuple[int, tuple[str, ...]]:
 def write_task(folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     """Put a call into a folder, to be run as if here: in this folder, with this environment and this path."""
     with (folder / TASK).open("wb") as file:
-        pickle.dump((str(Path.cwd()), dict(os.environ), _path()), file)
+        pickle.dump((str(Path.cwd()), dict(os.environ | _OURS), _path()), file)
         pickle.dump((function, arguments), file)
 
 
@@ -123,15 +126,15 @@ def _path() -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    """A child imports what its parent can."""
-    return os.environ | {"PYTHONPATH": os.pathsep.join(_path())}
+    """A child imports what its parent can, and nothing of the folder that it happens to be in."""
+    return os.environ | _OURS | {"PYTHONPATH": os.pathsep.join(_path())}
 
 
 class _Forking(Nursery):
     def __init__(self, modules: Sequence[str]) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  # closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, *modules],
+            [sys.executable, "-P", "-m", __name__, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -193,8 +196,8 @@ class _Spawning(Nursery):
     def start(self, task: int, folder: Path) -> None:
         with (folder / LOG).open("ab") as log:
             self._tasks[task] = subprocess.Popen(
-                [sys.executable, "-m", __name__, "--task", str(folder)],
-                stdin=subprocess.DEVNULL,
+                [sys.executable, "-P", "-m", __name__, "--task", str(folder)],
+                stdin=subprocess.PIPE,  # its end says that we are gone
                 stdout=log,
                 stderr=log,
                 env=_environment(),
@@ -237,6 +240,7 @@ def work(folder: Path) -> None:
             os.chdir(place)
             os.environ.clear()
             os.environ.update(environment)
+            os.environ["TMPDIR"] = tempfile.tempdir = str(folder)  # what is left there goes with the folder
             function, arguments = pickle.load(file)  # noqa: S301  # the same
         outcome = Outcome(function(*arguments))
     except (ServableError, OSError) as error:
@@ -340,16 +344,27 @@ class _Loop:
         os.write(self._out, json.dumps(news).encode() + b"\n")
 
 
+def _follow(parent: int) -> None:
+    """End with the process that wanted this one."""
+    while os.read(parent, 1):
+        pass
+    os._exit(1)
+
+
 def _main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["--task"]:
+        Thread(target=_follow, args=(os.dup(0),), daemon=True).start()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         work(Path(arguments[1]))
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = os.dup(1)
     os.dup2(2, 1)  # what modules print is no news
     for module in arguments:
-        with suppress(MissingExtraError):  # which the task that needs it says
+        try:
             extras.load(module, "a task")
+        except Exception:  # noqa: BLE001  # missing or broken: the task that needs it will say so
+            traceback.print_exc()
     _Loop(out).run()
 
 

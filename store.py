@@ -136,9 +136,12 @@ class Store:
 
     @staticmethod
     def _sweep(parent: Path) -> None:
-        """Remove staging folders whose process is gone."""
+        """Remove staging folders whose process is gone: nobody holds their lock, or they have none any more."""
         if not fcntl:
             return
+        for folder in parent.glob("*/"):
+            if not folder.with_name(f"{folder.name}.lock").exists():
+                shutil.rmtree(folder, ignore_errors=True)
         for lock in parent.glob("*.lock"):
             with _ignore_missing(), lock.open("r+") as file:
                 try:

@@ -17,6 +17,8 @@ from .nursery import LOG, RESULT, Nursery, Outcome, borrow, give_back, write_tas
 from .process import Limits, describe_exit, last_words
 
 POLL_S = 0.1
+MOST_LOG_BYTES = 100_000_000
+_LAST_BYTES = 65536
 
 
 Then = Callable[[Outcome], None]
@@ -108,8 +110,11 @@ class Pool:
                 shutil.rmtree(running.folder)
                 running.waiting.then(outcome)
         for task, running in self._running.items():
+            if running.pid is None and time.monotonic() - running.since > self._limits.seconds:
+                self._lose(f"did not begin within {self._limits.seconds:g} s{self._nursery.close()}")
+                return
             if running.pid is not None and not running.over:
-                running.over = self._limits.passed_by(running.pid, running.since)
+                running.over = self._limits.passed_by(running.pid, running.since) or _overflow(running.folder / LOG)
                 if running.over:
                     self._nursery.kill(task)
 
@@ -140,9 +145,21 @@ class Pool:
         self.close()
 
 
+def _overflow(log: Path) -> str | None:
+    size = log.stat().st_size if log.exists() else 0
+    return f"wrote more than {MOST_LOG_BYTES / 1e6:g} MB into its log" if size > MOST_LOG_BYTES else None
+
+
+def _tail(log: Path) -> bytes:
+    if not log.exists():
+        return b""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LAST_BYTES))
+        return file.read()
+
+
 def _outcome(running: _Running, code: int) -> Outcome:
-    log = running.folder / LOG
-    words = last_words(log.read_bytes() if log.exists() else b"")
+    words = last_words(_tail(running.folder / LOG))
     if running.over:
         return Outcome(error=ProcessError(f"{running.over}, and was stopped{words}"))
     if code:

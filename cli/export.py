@@ -136,19 +136,22 @@ def command(sources: tuple[str, ...], store: Path, allow_missing: bool, as_json:
     for exporter in exporters:
         for module in exporter.requires:
             require(module, f"exporting to {exporter.format}", "export")
+    require("matplotlib", "the report of an export", "export")
     for text in sources:
         _check(text, given)  # before TensorFlow is loaded, and before anything is published
     prepare()
-    exported = []
-    for text in sources:
-        with quiet() as console, progress(console, f"export {text}") as step:
-            step("load TensorFlow", 0, 1)
-            load("tensorflow", "exporting a model")
-            exported.append(export_model(_source(text, given), target, options, step))
-        if not as_json:
-            _print(exported[-1], target)
-    if as_json:
-        print(json.dumps([_to_dict(manifest, target) for manifest in exported], indent=2, ensure_ascii=False))
+    exported: list[Manifest] = []
+    try:
+        for text in sources:
+            with quiet() as console, progress(console, f"export {text}") as step:
+                step("load TensorFlow", 0, 1)
+                load("tensorflow", "exporting a model")
+                exported.append(export_model(_source(text, given), target, options, step))
+            if not as_json:
+                _print(exported[-1], target)
+    finally:  # what is published is told, also where the next one fails
+        if as_json and exported:
+            print(json.dumps([_to_dict(manifest, target) for manifest in exported], indent=2, ensure_ascii=False))
     incomplete = [f"{each.model} {absent.label}" for each in exported for absent in each.absent if absent.failed]
     if incomplete and not allow_missing:
         raise ExportError(
@@ -167,7 +170,9 @@ def _print(manifest: Manifest, store: Store) -> None:
     for absent in manifest.absent:
         out.print(f"no {absent.label}: {absent.reason}", soft_wrap=True)
     out.print(f"published {store.path(manifest.model, manifest.version)}", soft_wrap=True)
-    out.print(f"report    {store.reports(manifest.model, manifest.version) / HTML}", soft_wrap=True)
+    report = store.reports(manifest.model, manifest.version) / HTML
+    if report.is_file():
+        out.print(f"report    {report}", soft_wrap=True)
 
 
 def _to_dict(manifest: Manifest, store: Store) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 
 from ..draw import metric_text
-from ..errors import ArtifactError, ParityError
+from ..errors import ArtifactError, InvalidArgumentError, ParityError
 from ..evidence import Evidence
 from ..export import ExportOptions, Source
 from ..export.pipeline import prepare
@@ -38,9 +38,9 @@ def command(
     """Repeat what an export has measured of TARGET: a version folder, or STORE/MODEL for the newest version.
 
     Files are compared with the hashes of the manifest. Their answers are compared with the source model
-    where it is one of the catalogue, and else with the version's own SavedModel, on --calibration data or
-    random numbers. Exits with 4 for a file that is not the one that was measured, and with 7 for one that
-    is too far off.
+    where it is one of the catalogue, and else with the version's own SavedModel, on --calibration data, or
+    on random numbers where it was measured on such. Exits with 4 for a file that is not the one that was
+    measured, and with 7 for one that is too far off.
     """
     folder = target if (target / FILE_NAME).is_file() else newest(target)
     manifest = Manifest.read(folder)
@@ -51,8 +51,15 @@ def command(
 
     def opened() -> Source:
         load("tensorflow", "verifying a version")
-        source = _original(manifest) if not calibration and not input_shape else None
+        source = None if calibration else _original(manifest)
+        if input_shape and (source or calibration):
+            raise InvalidArgumentError("--input-shape sizes random numbers, and there is data to compare on")
         kind = "its source model" if source else "its SavedModel"
+        if not source and not calibration and not manifest.source.get("random_data"):
+            raise InvalidArgumentError(
+                f"{folder} was measured on {_data(manifest)}, which it does not hold; give the like with --calibration "
+                "('servable inspect' compares the hashes alone)"
+            )
         source = source or version_source(folder, manifest, calibration, input_shape)
         data.append(f"compared with {kind} on {source.data.words}")
         return source
@@ -75,6 +82,11 @@ def _original(manifest: Manifest) -> Source | None:
 
     found = source(card)
     return found if found.model.describe()["sha256"] == manifest.source.get("sha256") else None
+
+
+def _data(manifest: Manifest) -> str:
+    found = (evidence.data for artifact in manifest.artifacts for evidence in artifact.evidence.values())
+    return next(found, "nothing")
 
 
 def _evidence(artifact: Artifact | None) -> Evidence | None:
@@ -122,4 +134,4 @@ def _raise(folder: Path, found: list[Rechecked]) -> None:
         raise ArtifactError(f"{folder} is not what was published: {', '.join(files)}")
     far = [each.recorded.label for each in found if each.wrong]
     if far:
-        raise ParityError(f"{folder} does not answer as it did: {', '.join(far)}")
+        raise ParityError(f"{folder} is further off than allowed, or cannot be run: {', '.join(far)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import secrets
@@ -126,6 +127,8 @@ def _replace(path: Path, text: bytes, data: bytes = b"") -> None:
                 file.write(b"};\n")
         temporary.replace(path)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of a store that is full, its owner speaks
+            raise
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)

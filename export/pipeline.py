@@ -27,7 +27,7 @@ from .cases import base_case, derived_cases, least_rows
 from .operations import LOOPS, operations
 from .registry import FORMATS, OPSET, Exporter, Job, choose
 from .source import Source
-from .source_model import TracedModel
+from .source_model import TracedModel, first_line
 from .steps import guarded
 from .tolerance import Overrides, check_overrides
 from .worst import WorstSample
@@ -39,6 +39,8 @@ _PRODUCERS = ("tensorflow", "keras", "tf_keras", "tf2onnx", "onnx", "onnxruntime
 # What the steps import; a process that has done so is there for all of them.
 MODULES = ("tensorflow", "keras", "ai_edge_litert.interpreter", "tf2onnx", "onnx", "onnxruntime")
 _MEMORY_SHARE = 0.75
+# What Linux lets a container have, of cgroups in version 2 and 1.
+_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 # More calibration rows than these change no range that matters, and large models take long for each.
 _CALIBRATION_ROWS = {512: 512, 64: 128, 8: 32}
 
@@ -50,11 +52,12 @@ class ExportOptions:
     ``formats`` and ``quantizations`` choose the artifacts (`registry.choose`; empty: all). ``version``
     is the number to publish as, None for the next one. ``tolerances`` replaces limits
     (`tolerance.parse_overrides`). ``int8_io`` gives int8 TFLite files int8 inputs and outputs, ``c_array``
-    puts each TFLite file beside itself as C source, and ``report`` asks for a report (`Store.reports`).
+    puts each TFLite file beside itself as C source, and ``report`` asks for a report (`Store.reports`); that one
+    cannot be drawn is told as progress.
 
-    Each conversion and each verification is a process of its own, ``at_once`` at a time. One that takes
-    longer than ``time_limit_s`` or holds more memory than ``memory_limit_bytes`` (None: three quarters of what the
-    machine has) is stopped, and the version goes without its artifact.
+    Each conversion of the SavedModel and each verification is a process of its own, ``at_once`` at a time. One
+    that takes longer than ``time_limit_s`` or holds more memory than ``memory_limit_bytes`` (None: three
+    quarters of what the machine or the container has) is stopped, and the version goes without its artifact.
     """
 
     formats: Sequence[str] = ()
@@ -102,8 +105,11 @@ def export_model(
         published, manifest = store.publish(staged, manifest, options.version)
     if options.report:
         work.step("report")
-        found = {entry.label: entry.model.ops for entry in inspect(published).entries if entry.model}
-        report.write(store.reports(source.name, manifest.version), manifest, found, work.worst)
+        try:
+            found = {entry.label: entry.model.ops for entry in inspect(published).entries if entry.model}
+            report.write(store.reports(source.name, manifest.version), manifest, found, work.worst)
+        except Exception as error:  # noqa: BLE001  # whatever keeps it from being drawn, the version is published
+            progress(f"no report: {first_line(error)}", work.steps, work.steps)
     progress("done", work.steps, work.steps)
     return manifest
 
@@ -258,11 +264,12 @@ class _Work:
         error = outcome.error
         if error is None:
             return True
-        full = os.strerror(errno.ENOSPC) in str(error)
-        if isinstance(error, ProcessError) and not full:
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            raise error if isinstance(error, OSError) else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if isinstance(error, ProcessError):
             error = ExportError(f"the {what} {error}")
-        elif full and not isinstance(error, OSError):
-            error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        elif isinstance(error, OSError):
+            error = ExportError(f"the {what} failed with {first_line(error)}")
         if isinstance(error, ParityError) or not isinstance(error, ExportError | UnimplementedError):
             raise error
         (self.staged / exporter.path).unlink(missing_ok=True)
@@ -331,6 +338,7 @@ class _Work:
             labels=source.labels,
             preprocessing=source.preprocessing,
             derivations=source.derivations,
+            extra={"tolerances": self.options.tolerances} if self.options.tolerances else {},
         )
 
 
@@ -353,9 +361,11 @@ def _longest_open(signature: Signature, sizes: Sizes) -> int:
 def limits(options: ExportOptions) -> Limits:
     """What one step may take."""
     psutil = extras.load("psutil", "exporting a model")
-    return Limits(
-        options.time_limit_s, options.memory_limit_bytes or int(psutil.virtual_memory().total * _MEMORY_SHARE)
-    )
+    memory = [psutil.virtual_memory().total]
+    for path in _CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # there is none, or it is "max"
+            memory.append(int(path.read_text()))
+    return Limits(options.time_limit_s, options.memory_limit_bytes or int(min(memory) * _MEMORY_SHARE))
 
 
 def _versions() -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,8 @@ from .pipeline import MODULES, ExportOptions, Progress, limits
 from .registry import OPSET, REGISTRY, Exporter
 from .saved_source import SavedModelFolder, open_saved_model
 from .source import TASKS, Source, Task
+from .source_model import first_line
+from .tolerance import Overrides, parse_overrides
 
 
 @dataclass(frozen=True)
@@ -92,28 +94,49 @@ class _Recheck:
         self._step("compare hashes")
         sound = []
         for artifact in self._manifest.artifacts:
-            wrong, exporter = self._wrong_file(artifact), _exporter(artifact)
-            self._found[artifact.label] = Rechecked(artifact, wrong=wrong, damaged=bool(wrong))
-            if exporter and not wrong:
+            self._found[artifact.label] = found = self._hashed(artifact)
+            exporter = _exporter(artifact)
+            if exporter and not found.wrong:
                 sound.append((artifact, exporter))
         if sound and sound[0][1].key == "saved_model":
             self._verify(open_source(), sound)
         else:
-            for artifact, _ in sound:
-                wrong = "it is what was measured, but there is no sound SavedModel to compare its answers with"
-                self._found[artifact.label] = Rechecked(artifact, wrong=wrong)
+            self._not_comparable(artifact for artifact, _ in sound)
         return list(self._found.values())
 
     def _step(self, text: str) -> None:
         self._progress(text, self._done, len(self._manifest.artifacts) + 2)
         self._done += 1
 
-    def _wrong_file(self, artifact: Artifact) -> str:
+    def _overrides(self) -> Overrides:
+        """The limits that its export was given, and those that are given now."""
+        recorded = self._manifest.extra.get("tolerances", {})
+        try:
+            texts = [f"{key}:{name}={value}" for key, each in recorded.items() for name, value in each.items()]
+        except AttributeError:
+            raise StoreError(f"the manifest in {self._folder} has no sound tolerances: {recorded!r}") from None
+        found = parse_overrides(texts, ["", *REGISTRY])
+        for key, each in self._options.tolerances.items():
+            found[key] = {**found.get(key, {}), **each}
+        return found
+
+    def _not_comparable(self, artifacts: Iterable[Artifact]) -> None:
+        for artifact in artifacts:
+            wrong = "it is what was measured, but there is no sound SavedModel to compare its answers with"
+            self._found[artifact.label] = Rechecked(artifact, wrong=wrong)
+
+    def _hashed(self, artifact: Artifact) -> Rechecked:
+        exporter = _exporter(artifact)
+        if exporter is None:
+            return Rechecked(artifact, wrong=f"this servable makes no {artifact.label}, and cannot measure it")
+        if artifact.path != exporter.path:
+            wrong = f"the manifest says that it is {artifact.path!r}; expected {exporter.path!r}"
+            return Rechecked(artifact, wrong=wrong, damaged=True)
         try:
             self._manifest.check_artifact(self._folder, artifact)
         except ArtifactError as error:
-            return str(error)
-        return "" if _exporter(artifact) else f"this servable makes no {artifact.label}, and cannot measure it"
+            return Rechecked(artifact, wrong=str(error), damaged=True)
+        return Rechecked(artifact)
 
     def _verify(self, source: Source, sound: list[tuple[Artifact, Exporter]]) -> None:
         with tempfile.TemporaryDirectory(prefix="servable-") as name:
@@ -127,7 +150,7 @@ class _Recheck:
                     staged=self._folder.absolute(),
                     base=base,
                     derived=tuple(derived_cases(source, base)),
-                    overrides=options.tolerances,
+                    overrides=self._overrides(),
                     opset=OPSET,
                 )
                 files = steps.save(comparison, place / "comparison.pkl"), place / "for_twins.pkl"
@@ -139,9 +162,13 @@ class _Recheck:
 
                 def settled(artifact: Artifact, outcome: Outcome) -> None:
                     self._settle(artifact, outcome)
-                    if artifact is sound[0][0]:
-                        for each in sound[1:] if files[1].exists() else ():
-                            submit(*each)
+                    if artifact is not sound[0][0]:
+                        return
+                    if outcome.error:
+                        self._not_comparable(each for each, _ in sound[1:])
+                        return
+                    for each in sound[1:]:
+                        submit(*each)
 
                 submit(*sound[0])
                 pool.run()
@@ -150,6 +177,8 @@ class _Recheck:
         error = outcome.error
         if isinstance(error, ProcessError):
             error = ExportError(f"the verification {error}")
+        if isinstance(error, OSError):
+            error = ExportError(f"the verification failed with {first_line(error)}")
         if error and not isinstance(error, ExportError):
             raise error
         now = None if error else outcome.get().artifact

@@ -71,6 +71,14 @@ def swallow():
         held.append(bytearray(20_000_000))
         time.sleep(0.01)
 
+def chatter():
+    while True:
+        print("more", flush=True)
+
+def litter():
+    import tempfile
+    return tempfile.mkdtemp(), os.environ["TMPDIR"]
+
 def unpicklable():
     return lambda: None
 
@@ -109,6 +117,7 @@ def pools(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     """Makes pools, as they are on Linux and as they are elsewhere."""
     if request.param == "spawned":
         monkeypatch.setattr(tasks, "borrow", lambda modules: nursery._Spawning())
+        monkeypatch.setattr(tasks, "give_back", lambda given, modules: given.close())
     made = []
 
     def make(limits: Limits = GENEROUS, at_once: int = 2) -> Pool:
@@ -196,6 +205,43 @@ def test_what_takes_too_long_is_stopped(pools: Any, functions: Any) -> None:
     assert outcome(pools(), functions.add, 1, 2).get() == 3
 
 
+def test_what_writes_too_much_is_stopped(pools: Any, functions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "MOST_LOG_BYTES", 1_000_000)
+    with pytest.raises(
+        ProcessError, match=r"^wrote more than 1 MB into its log, and was stopped; its last words: more"
+    ):
+        outcome(pools(), functions.chatter).get()
+
+
+def test_what_is_left_in_temporary_folders_goes_too(pools: Any, functions: Any) -> None:
+    pool = pools()
+    places = outcome(pool, functions.litter).get()
+    assert [Path(place).is_relative_to(pool._folder) for place in places] == [True, True]
+    assert not [place for place in places if Path(place).exists()]
+
+
+def test_nothing_is_imported_from_the_folder_that_one_is_in(
+    pools: Any, functions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other people's folders hold other people's modules."""
+    (tmp_path / "numpy.py").write_text("raise SystemExit('this is none')")
+    (tmp_path / "json.py").write_text("raise SystemExit('this is none')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.setattr(nursery, "_idle", {})
+    assert outcome(pools(), functions.add, 1, 2).get() == 3
+
+
+def test_a_module_that_is_broken_is_the_matter_of_the_task_that_needs_it(
+    functions: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path(functions.__file__).parent
+    (place / "broken_module.py").write_text("raise OSError('no such library')")
+    monkeypatch.setitem(nursery.extras.EXTRA_OF, "broken_module", "export")
+    with Pool(tmp_path, ["broken_module"], 1, GENEROUS) as pool:
+        assert outcome(pool, functions.add, 1, 2).get() == 3
+
+
 def test_what_takes_too_much_memory_is_stopped(pools: Any, functions: Any) -> None:
     with pytest.raises(ProcessError, match=r"^took more than 0\.4 GB of memory, and was stopped$"):
         outcome(pools(Limits(60, 400_000_000)), functions.swallow).get()
@@ -251,11 +297,13 @@ def test_it_is_as_if_it_were_called_here(
 
 
 def test_a_task_has_no_streams_but_its_log(pools: Any, functions: Any) -> None:
-    given, links = outcome(pools(), functions.streams).get()
+    pool = pools()
+    given, links = outcome(pool, functions.streams).get()
     assert given == ""
     assert links[0] == "/dev/null"
     assert {os.path.basename(link) for link in links[1:3]} == {nursery.LOG}  # noqa: PTH119  # of what is gone by now
-    assert not [link for link in links[3:] if link.startswith("pipe:")]
+    pipes = [link for link in links[3:] if link.startswith("pipe:")]
+    assert len(pipes) == isinstance(pool._nursery, nursery._Spawning)  # which ends with who began it
 
 
 def test_what_is_raised_on_an_outcome_ends_all(pools: Any, functions: Any) -> None:
@@ -268,6 +316,15 @@ def test_what_is_raised_on_an_outcome_ends_all(pools: Any, functions: Any) -> No
         with pytest.raises(StoreError, match="enough"):
             pool.run()
     assert not [child for child in psutil.Process().children() if "--task" in child.cmdline() or child.children()]
+
+
+def test_a_spawned_task_ends_with_who_began_it(tmp_path: Path, functions: Any) -> None:
+    nursery.write_task(tmp_path, functions.hang, ())
+    command = [sys.executable, "-m", nursery.__name__, "--task", str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        process.stdin.close()
+        assert process.wait(60) == 1
 
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only there tasks are forked")

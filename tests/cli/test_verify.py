@@ -8,10 +8,13 @@ import re
 import shutil
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 from PIL import Image
 
 from servable.cli import run
+from servable.export import report
 from servable.manifest import FILE_NAME, Manifest
 from servable.store import Store
 
@@ -101,17 +104,70 @@ def test_a_version_that_is_too_far_off(exported: Store, capfd: Capture) -> None:
     arguments = ["verify", str(exported.path("celsius")), "--tolerance", "onnx_int8:max_range_error=0.000001"]
     assert run(arguments) == 7
     stdout, stderr = capfd.readouterr()
-    assert stderr.splitlines()[-1] == f"error: {exported.path('celsius')} does not answer as it did: onnx int8"
+    assert (
+        stderr.splitlines()[-1]
+        == f"error: {exported.path('celsius')} is further off than allowed, or cannot be run: onnx int8"
+    )
     assert "onnx int8: celsius onnx_int8 is too far from the source model" in stdout
 
 
-def test_without_its_source(exported: Store, tmp_path: Path, capfd: Capture) -> None:
+@pytest.fixture
+def another(exported: Store, tmp_path: Path) -> Path:
+    """A version of a model that is none of the catalogue."""
     folder = tmp_path / "store" / "another" / "1"
     shutil.copytree(exported.path("celsius"), folder)
     manifest = (folder / FILE_NAME).read_text()
     (folder / FILE_NAME).write_text(manifest.replace('"model": "celsius"', '"model": "another"'))
-    assert run(["verify", str(folder)]) == 0
+    return folder
+
+
+def test_without_its_source(another: Path, tmp_path: Path, capfd: Capture) -> None:
+    np.save(tmp_path / "degrees.npy", np.arange(-40, 100, 0.25, dtype=np.float32)[:, np.newaxis])
+    assert run(["verify", str(another), "--calibration", str(tmp_path / "degrees.npy")]) == 0
+    assert "compared with its SavedModel on 560 rows of degrees.npy" in capfd.readouterr().out
+
+
+def test_without_the_data_that_it_was_measured_on(another: Path, capfd: Capture) -> None:
+    """Other numbers would be other questions, whose answers say nothing of the file."""
+    assert run(["verify", str(another)]) == 2
+    stdout, stderr = capfd.readouterr()
+    assert stdout == ""
+    assert stderr.splitlines()[-1].startswith(
+        f"error: {another} was measured on every 0.25 °C of -40…100 °C, which it does not hold; give the like with"
+    )
+
+
+def test_on_the_random_numbers_that_it_was_measured_on(tmp_path: Path, capfd: Capture) -> None:
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(tmp_path / "own.keras")
+    store = tmp_path / "store"
+    arguments = ["--store", str(store), "--quantize", "float32,int8", "--tolerance", "onnx_int8:max_range_error=0.5"]
+    assert run(["export", str(tmp_path / "own.keras"), *arguments]) == 0
+    manifest = Manifest.read(store / "own" / "1")
+    assert manifest.extra["tolerances"] == {"onnx_int8": {"max_range_error": 0.5}}
+    assert run(["verify", str(store / "own")]) == 0
     assert "compared with its SavedModel on 512 rows of random numbers, seed 7" in capfd.readouterr().out
+
+
+def test_a_report_that_cannot_be_drawn_is_no_failed_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Capture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("no fonts\nat all")
+
+    monkeypatch.setattr(report, "write", refuse)
+    assert run(["export", "celsius", "--store", str(tmp_path), "--formats", "saved_model"]) == 0
+    stdout, stderr = capfd.readouterr()
+    assert stdout.splitlines()[-1] == f"published {tmp_path}/celsius/1"
+    assert "export celsius: no report: no fonts" in stderr.splitlines()
+
+
+def test_json_tells_what_is_published_where_the_next_one_fails(tmp_path: Path, capfd: Capture) -> None:
+    keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda x: x)]).save(tmp_path / "own.keras")
+    arguments = ["--store", str(tmp_path / "store"), "--formats", "saved_model", "--json"]
+    assert run(["export", "celsius", str(tmp_path / "own.keras"), *arguments]) == 7
+    stdout, stderr = capfd.readouterr()
+    assert [each["manifest"]["model"] for each in json.loads(stdout)] == ["celsius"]
+    assert stderr.splitlines()[-1].startswith("error: ")
 
 
 @pytest.mark.parametrize(
@@ -125,7 +181,7 @@ def test_without_its_source(exported: Store, tmp_path: Path, capfd: Capture) -> 
             "--tolerance onxx:max_abs_error=1: no artifact 'onxx'",
         ),
         (("{store}/mlp", "--calibration", "nothing.npy"), 4, "there is no file nothing.npy"),
-        (("{store}/mlp", "--input-shape", "picture=3"), 2, "--input-shape picture=3: give INPUT=SIZExSIZE…"),
+        (("{store}/mlp", "--input-shape", "picture=3"), 2, "--input-shape sizes random numbers, and there is data"),
     ],
 )
 def test_bad_input(

@@ -108,6 +108,41 @@ def test_without_a_sound_saved_model_only_hashes_are_compared(copied: Callable[[
     assert not found["onnx"].damaged
 
 
+def test_what_was_not_run_is_not_sound(store: Store) -> None:
+    """Where the SavedModel itself is too far off, nobody knows what the others should answer."""
+    folder = store.path("celsius")
+    options = ExportOptions(tolerances={"saved_model": {"max_abs_error": 0.0}})
+    shifted = source(card("celsius"))
+    weights = shifted.model.model.get_weights()  # type: ignore[attr-defined]  # it is a KerasModel
+    shifted.model.model.set_weights([weights[0], weights[1] + 1])  # type: ignore[attr-defined]
+    found = by_label(recheck(folder, Manifest.read(folder), lambda: shifted, options))
+    assert "celsius saved_model is too far from the source model" in found["saved_model"].wrong
+    assert not [each for each in found.values() if not each.wrong or each.now or each.damaged]
+
+
+def test_the_limits_of_the_export_are_those_of_its_verification(
+    copied: Callable[[str], tuple[Path, Manifest]],
+) -> None:
+    folder, manifest = copied("celsius")
+    strict = replace(manifest, extra={"tolerances": {"onnx_int8": {"max_range_error": 1e-6}}})
+    found = by_label(recheck(folder, strict, lambda: source(card("celsius"))))
+    assert [label for label, each in found.items() if each.wrong] == ["onnx int8"]
+    options = ExportOptions(tolerances={"onnx_int8": {"max_range_error": 0.01}})
+    assert not [each for each in recheck(folder, strict, lambda: source(card("celsius")), options) if each.wrong]
+    for unsound in ([1], {"": 3}):
+        with pytest.raises(StoreError, match="has no sound tolerances"):
+            recheck(folder, replace(manifest, extra={"tolerances": unsound}), lambda: source(card("celsius")))
+
+
+def test_a_manifest_that_names_another_file(copied: Callable[[str], tuple[Path, Manifest]]) -> None:
+    folder, manifest = copied("celsius")
+    other = replace(manifest.artifacts[-1], path="../other.onnx")
+    changed = replace(manifest, artifacts=(*manifest.artifacts[:-1], other))
+    found = recheck(folder, changed, lambda: source(card("celsius")))
+    assert found[-1].wrong == "the manifest says that it is '../other.onnx'; expected 'model_int8.onnx'"
+    assert found[-1].damaged
+
+
 def rewritten(folder: Path, manifest: Manifest, label: str) -> Manifest:
     """A manifest that says of a file that it is what was measured, whatever it is."""
     artifacts = []
