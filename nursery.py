@@ -11,6 +11,7 @@ runs: nothing outlives the process that wanted it.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -37,6 +38,9 @@ TASK, RESULT, LOG = "task.pkl", "result.pkl", "log.txt"
 # How long it waits for another task: it holds as much memory as TensorFlow's code takes.
 IDLE_S = 60.0
 _POLL_S = 0.05
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# The exit code of a task that had no space for its log or its result: EX_CANTCREAT of sysexits.h.
+DISK_FULL = 73
 # Steps work on TensorFlow, and on the CPU: the process that they work for may hold the memory of a GPU.
 _OURS = {"KERAS_BACKEND": "tensorflow", "CUDA_VISIBLE_DEVICES": "-1"}
 
@@ -273,8 +277,10 @@ def _fork(folder: Path, private: Sequence[int]) -> int:
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
-    except BaseException:  # noqa: BLE001  # nothing may return from here into the loop of the parent
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001  # nothing may return from here into the loop of the parent
+        code = DISK_FULL if isinstance(error, OSError) and error.errno in _FULL else 1
+        with suppress(OSError):
+            traceback.print_exc()
     finally:
         with suppress(Exception):
             sys.stdout.flush()
@@ -355,7 +361,10 @@ def _main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["--task"]:
         Thread(target=_follow, args=(os.dup(0),), daemon=True).start()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        work(Path(arguments[1]))
+        try:
+            work(Path(arguments[1]))
+        except OSError as error:
+            sys.exit(DISK_FULL if error.errno in _FULL else 1)
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = os.dup(1)

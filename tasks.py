@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import shutil
 import time
@@ -13,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .errors import ProcessError
-from .nursery import LOG, RESULT, Nursery, Outcome, borrow, give_back, write_task
+from .nursery import DISK_FULL, LOG, RESULT, Nursery, Outcome, borrow, give_back, write_task
 from .process import Limits, describe_exit, last_words
 
 POLL_S = 0.1
@@ -162,6 +164,8 @@ def _outcome(running: _Running, code: int) -> Outcome:
     words = last_words(_tail(running.folder / LOG))
     if running.over:
         return Outcome(error=ProcessError(f"{running.over}, and was stopped{words}"))
+    if code == DISK_FULL:
+        return Outcome(error=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
     if code:
         return Outcome(error=ProcessError(f"{describe_exit(code)}{words}"))
     try:

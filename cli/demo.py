@@ -21,6 +21,7 @@ from .. import draw
 from ..clients import Client, connect, is_ready
 from ..clients.bench import BenchResult
 from ..errors import DataError, ParityError, ServableError
+from ..export import ExportOptions, Unopened, export_model
 from ..extras import require
 from ..manifest import Manifest
 from ..models import CATALOGUE, ModelCard, samples
@@ -29,6 +30,7 @@ from ..store import Store
 from . import tables
 from .bench import run_bench
 from .console import progress, quiet, stdout
+from .course import source
 from .predict import Answer, predict_number, predict_picture
 
 MODELS = ("celsius", "mlp", "cnn")
@@ -115,11 +117,8 @@ def _export(store: Store) -> dict[str, Manifest]:
         for name in MODELS:
             with progress(console, f"export {name}") as step:
                 step("load TensorFlow", 0, 1)
-                from ..export import ExportOptions, export_model
-                from .course import source
-
-                options = ExportOptions(quantizations=("float32", "int8"))
-                manifests[name] = export_model(source(CATALOGUE[name]), store, options, step)
+                opened = Unopened(name, partial(source, CATALOGUE[name]))
+                manifests[name] = export_model(opened, store, ExportOptions(quantizations=("float32", "int8")), step)
     return manifests
 
 

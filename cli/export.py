@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import ExportError, InvalidArgumentError, NotFoundError
-from ..export import ExportOptions, Source, export_model
+from ..export import ExportOptions, export_model
 from ..export.assemble import Description, open_source
-from ..export.origin import Opening, check_origin, is_origin
-from ..export.pipeline import prepare
+from ..export.origin import Opening, check_origin, default_name, is_origin
+from ..export.pipeline import import_ahead
+from ..export.preparation import Unopened
 from ..export.registry import FORMATS, OPSET, OPSETS, QUANTIZATIONS, choose
 from ..export.report import HTML
 from ..export.source import TASKS
 from ..export.tolerance import parse_overrides
-from ..extras import load, require
+from ..extras import require
 from ..manifest import Manifest
 from ..models import card as find_card
 from ..store import Store, check_name
 from .console import progress, quiet, stdout
+from .course import source
 from .tables import evidence_table
 
 _FILE = click.Path(path_type=Path)
@@ -139,13 +144,12 @@ def command(sources: tuple[str, ...], store: Path, allow_missing: bool, as_json:
     require("matplotlib", "the report of an export", "export")
     for text in sources:
         _check(text, given)  # before TensorFlow is loaded, and before anything is published
-    prepare()
+    import_ahead()
     exported: list[Manifest] = []
     try:
         for text in sources:
             with quiet() as console, progress(console, f"export {text}") as step:
                 step("load TensorFlow", 0, 1)
-                load("tensorflow", "exporting a model")
                 exported.append(export_model(_source(text, given), target, options, step))
             if not as_json:
                 _print(exported[-1], target)
@@ -223,12 +227,11 @@ def _check(text: str, given: dict[str, Any]) -> None:
         )
 
 
-def _source(text: str, given: dict[str, Any]) -> Source:
+def _source(text: str, given: dict[str, Any]) -> Unopened:
     """A model of the catalogue, or one of the user's own."""
     if not is_origin(text):
-        from .course import source
-
-        return source(find_card(text), given["weights"], given["name"])
+        card = find_card(text)
+        return Unopened(given["name"] or card.name, partial(source, card, given["weights"], given["name"]))
     said = Description(
         name=given["name"],
         labels=given["labels"],
@@ -238,7 +241,9 @@ def _source(text: str, given: dict[str, Any]) -> Source:
         task=given["task"],
         opening=_opening(given),
     )
-    return open_source(text, said)
+    # Where tensorflow_hub keeps what it downloads, if nobody says otherwise; the temporary files of a step go with it.
+    os.environ.setdefault("TFHUB_CACHE_DIR", str(Path(tempfile.gettempdir(), "tfhub_modules")))
+    return Unopened(given["name"] or default_name(text), partial(open_source, text, said))
 
 
 def _opening(given: dict[str, Any]) -> Opening:

@@ -13,7 +13,7 @@ from ..draw import metric_text
 from ..errors import ArtifactError, InvalidArgumentError, ParityError
 from ..evidence import Evidence
 from ..export import ExportOptions, Source
-from ..export.pipeline import prepare
+from ..export.pipeline import import_ahead
 from ..export.recheck import Rechecked, recheck, version_source
 from ..export.registry import REGISTRY
 from ..export.tolerance import parse_overrides
@@ -46,7 +46,7 @@ def command(
     manifest = Manifest.read(folder)
     require("tensorflow", "verifying a version", "export")
     options = ExportOptions(tolerances=parse_overrides(tolerance, list(REGISTRY)))
-    prepare()
+    import_ahead()
     data: list[str] = []
 
     def opened() -> Source:

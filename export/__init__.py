@@ -1,7 +1,9 @@
 """From a Keras model to a published version folder: SavedModel, TFLite and ONNX, with evidence."""
 
 from .keras_model import KerasModel
-from .pipeline import ExportOptions, export_model
+from .options import ExportOptions
+from .pipeline import export_model
+from .preparation import Unopened
 from .source import Data, Source
 
-__all__ = ["Data", "ExportOptions", "KerasModel", "Source", "export_model"]
+__all__ = ["Data", "ExportOptions", "KerasModel", "Source", "Unopened", "export_model"]

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-import platform
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from functools import cached_property, partial
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from .. import extras
@@ -18,65 +14,32 @@ from ..errors import ExportError, ParityError, ProcessError, StoreError, Unimple
 from ..inspection import inspect
 from ..manifest import Absent, Artifact, Manifest
 from ..nursery import Outcome, borrow, give_back
-from ..process import Limits
-from ..signature import Signature
 from ..store import Store
 from ..tasks import Pool
-from . import c_array, onnx, report, saved_model, steps, tflite, warmup  # noqa: F401  # importing an exporter registers it
-from .cases import base_case, derived_cases, least_rows
-from .operations import LOOPS, operations
-from .registry import FORMATS, OPSET, Exporter, Job, choose
+from . import c_array, onnx, report, steps, tflite  # noqa: F401  # importing an exporter registers it
+from .options import ExportOptions, limits
+from .preparation import Place, Prepared, Unopened, prepare
+from .registry import FORMATS, Exporter, Job, choose
 from .source import Source
-from .source_model import TracedModel, first_line
-from .steps import guarded
-from .tolerance import Overrides, check_overrides
+from .source_model import first_line
 from .worst import WorstSample
 
-Sizes = Mapping[str, tuple[int, ...]]
 Progress = Callable[[str, int, int], None]
 
-_PRODUCERS = ("tensorflow", "keras", "tf_keras", "tf2onnx", "onnx", "onnxruntime", "ai-edge-litert", "numpy")
 # What the steps import; a process that has done so is there for all of them.
 MODULES = ("tensorflow", "keras", "ai_edge_litert.interpreter", "tf2onnx", "onnx", "onnxruntime")
-_MEMORY_SHARE = 0.75
-# What Linux lets a container have, of cgroups in version 2 and 1.
-_CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-# More calibration rows than these change no range that matters, and large models take long for each.
-_CALIBRATION_ROWS = {512: 512, 64: 128, 8: 32}
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """What to make and how.
-
-    ``formats`` and ``quantizations`` choose the artifacts (`registry.choose`; empty: all). ``version``
-    is the number to publish as, None for the next one. ``tolerances`` replaces limits
-    (`tolerance.parse_overrides`). ``int8_io`` gives int8 TFLite files int8 inputs and outputs, ``c_array``
-    puts each TFLite file beside itself as C source, and ``report`` asks for a report (`Store.reports`); that one
-    cannot be drawn is told as progress.
-
-    Each conversion of the SavedModel and each verification is a process of its own, ``at_once`` at a time. One
-    that takes longer than ``time_limit_s`` or holds more memory than ``memory_limit_bytes`` (None: three
-    quarters of what the machine or the container has) is stopped, and the version goes without its artifact.
-    """
-
-    formats: Sequence[str] = ()
-    quantizations: Sequence[str] = ()
-    version: int | None = None
-    tolerances: Overrides = field(default_factory=dict)
-    opset: int = OPSET
-    int8_io: bool = False
-    c_array: bool = False
-    report: bool = False
-    at_once: int = 2
-    time_limit_s: float = 3600.0
-    memory_limit_bytes: int | None = None
 
 
 def export_model(
-    source: Source, store: Store, options: ExportOptions | None = None, progress: Progress = lambda *_: None
+    source: Source | Unopened,
+    store: Store,
+    options: ExportOptions | None = None,
+    progress: Progress = lambda *_: None,
 ) -> Manifest:
     """Export a model to all formats (or the chosen ones) and publish it as a version of the store.
+
+    A source that is `Unopened` is opened in a process of its own; one that is a `Source` is asked, and its
+    SavedModel written, in this one.
 
     Nothing appears under the model's folder unless all that was made agrees with the source. An
     artifact that the format cannot hold or that fails to be made is left out, and the manifest's
@@ -87,9 +50,8 @@ def export_model(
     """
     options = options or ExportOptions()
     exporters = choose(options.formats, options.quantizations)
-    check_overrides(options.tolerances, source)
     for module in dict.fromkeys(module for exporter in exporters for module in exporter.requires):
-        extras.load(module, "exporting a model")
+        extras.require(module, "exporting a model")
     if set("[]") & set(str(store.root.resolve())):
         raise StoreError(
             f"TensorFlow cannot read a path with '[' or ']': {store.root.resolve()}; choose another --store"
@@ -114,7 +76,7 @@ def export_model(
     return manifest
 
 
-def prepare() -> None:
+def import_ahead() -> None:
     """Begin to import what the steps need, beside what the caller does before `export_model`."""
     give_back(borrow(MODULES), MODULES)
 
@@ -124,17 +86,18 @@ class _Work:
 
     def __init__(
         self,
-        source: Source,
+        source: Source | Unopened,
         staged: Path,
         folder: Path,
         options: ExportOptions,
         progress: Progress,
         exporters: Sequence[Exporter],
     ) -> None:
-        self.source, self.staged, self.folder, self.options = source, staged, folder, options
+        self.source, self.staged, self.options = source, staged, options
         self.exporters = exporters
+        self._place = Place(staged, folder, any(exporter.format == "tflite" for exporter in exporters))
         self.worst: dict[str, tuple[WorstSample, ...]] = {}
-        self.steps = 2 * len(exporters) + 2 + options.report
+        self.steps = 2 * len(exporters) + 1 + options.report
         self._progress = progress
         self._done = 0
         self._artifacts: dict[str, Artifact] = {}
@@ -151,40 +114,14 @@ class _Work:
 
     def run(self) -> Manifest:
         """Convert and verify everything; the manifest of what lies in the staged folder then."""
-        tasks = self.folder / "tasks"
-        tasks.mkdir()
         options = self.options
-        with Pool(tasks, MODULES, options.at_once, limits(options)) as self._pool:
-            self.step("run the source model")
-            base = base_case(self.source)
-            self.step("convert saved_model")
-            try:
-                guarded(lambda: saved_model.write(self.source, self.staged))
-                job = self._job()
-            except ExportError as error:
-                raise ExportError(f"{self.source.name}: the conversion to saved_model failed: {error}") from error
-            if self.source.labels:
-                labels = "".join(f"{label}\n" for label in self.source.labels)
-                (self.staged / "labels.txt").write_text(labels, encoding="utf-8")
-            derived = tuple(derived_cases(self.source, base))
-            warmup.write([base, *derived], self.source.name, self.staged)
-            self._for_twins = tasks / "for_twins.pkl"
-            self._comparison = steps.save(
-                steps.Comparison(
-                    source=self.source.without_model(),
-                    draft=self._draft,
-                    staged=self.staged,
-                    base=base,
-                    derived=derived,
-                    overrides=options.tolerances,
-                    opset=options.opset,
-                ),
-                tasks / "comparison.pkl",
-            )
-            self._job_file = steps.save(job, tasks / "job.pkl")
-            self._submit(self.exporters[0], self._saved_model_verified, steps.verify_saved_model)
-            self._unmade = [exporter for exporter in self.exporters[1:] if not self._unsupported(exporter, job)]
-            self._convert_more()
+        with Pool(self._place.folder, MODULES, options.at_once, limits(options)) as self._pool:
+            if isinstance(self.source, Unopened):
+                begin = partial(self.step, "convert saved_model")
+                self._pool.submit(self._prepared, prepare, self.source, self._place, options, begin=begin)
+            else:  # it lives in this process, and cannot be asked in another one
+                self.step("convert saved_model")
+                self._prepared(Outcome(prepare(self.source, self._place, options)))
             self._pool.run()
         keys = [exporter.key for exporter in self.exporters]
         return replace(
@@ -192,6 +129,18 @@ class _Work:
             artifacts=tuple(self._artifacts[key] for key in keys if key in self._artifacts),
             absent=tuple(self._absent[key] for key in keys if key in self._absent),
         )
+
+    def _prepared(self, outcome: Outcome) -> None:
+        error = outcome.error
+        if isinstance(error, ProcessError) and not _is_full(error):
+            raise ExportError(f"{self.source.name}: the conversion to saved_model {error}")
+        if error and _is_full(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        prepared: Prepared = outcome.get()
+        self._draft = prepared.draft
+        self._submit(self.exporters[0], self._saved_model_verified, steps.verify_saved_model)
+        self._unmade = [exporter for exporter in self.exporters[1:] if not self._unsupported(exporter, prepared.job)]
+        self._convert_more()
 
     def _unsupported(self, exporter: Exporter, job: Job) -> bool:
         reason = exporter.unsupported(job)
@@ -210,7 +159,7 @@ class _Work:
                 partial(self._converted, exporter),
                 steps.convert,
                 exporter,
-                self._job_file,
+                self._place.job,
                 self.staged / exporter.path,
                 begin=partial(self.step, f"convert {exporter.key}"),
             )
@@ -240,7 +189,7 @@ class _Work:
         self, exporter: Exporter, then: Callable[[Outcome], None], verify: Callable[..., steps.Verified]
     ) -> None:
         begin = partial(self.step, f"verify {exporter.key}")
-        self._pool.submit(then, verify, exporter, self._comparison, self._for_twins, begin=begin)
+        self._pool.submit(then, verify, exporter, self._place.comparison, self._place.for_twins, begin=begin)
 
     def _verified(self, exporter: Exporter, outcome: Outcome) -> None:
         if self._settled(exporter, outcome, "verification"):
@@ -264,7 +213,7 @@ class _Work:
         error = outcome.error
         if error is None:
             return True
-        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+        if _is_full(error):
             raise error if isinstance(error, OSError) else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if isinstance(error, ProcessError):
             error = ExportError(f"the {what} {error}")
@@ -282,96 +231,7 @@ class _Work:
             raise ExportError(f"{self.source.name} {exporter.key} cannot be made: {reason}")
         self._absent[exporter.key] = Absent(exporter.format, exporter.quantization, reason, failed)
 
-    def _job(self) -> Job:
-        source, model = self.source, self.source.model
-        found = operations(self.staged, source.signature.name)
-        unrolled = fixed = sized = None
-        wanted = any(exporter.format == "tflite" for exporter in self.exporters)
-        if wanted and LOOPS & found.keys() and isinstance(model, TracedModel):
-            if model.unrolls():
-                unrolled = self._unrolled(model, source.signature)
-            else:
-                fixed = self.folder / "fixed"
-                guarded(lambda: saved_model.write_base(model, _sized(source.signature, {}, rows=1), fixed))
-                sizes = {name: array.shape[1:] for name, array in source.data.calibration.items()}
-                if model.unrolls(_longest_open(source.signature, sizes)):
-                    with suppress(ExportError):  # what is not to be had without the loop is left out
-                        sized = self._unrolled(model, _sized(source.signature, sizes))
-        rows = _CALIBRATION_ROWS[least_rows(model.parameters)]
-        return Job(
-            model=source.name,
-            signature=source.signature,
-            saved_model=self.staged,
-            calibration={name: array[:rows] for name, array in source.data.calibration.items()},
-            unrolled=unrolled,
-            fixed=fixed,
-            sized=sized,
-            operations=frozenset(found),
-            labels=source.labels,
-            preprocessing=source.preprocessing,
-            task=source.task,
-            source=str(self._draft.source["sha256"]),
-            producer=self._draft.producers["servable"],
-            opset=self.options.opset,
-            int8_io=self.options.int8_io,
-        )
 
-    def _unrolled(self, model: TracedModel, signature: Signature) -> Path:
-        folder = self.folder / "unrolled"
-        with model.unrolled():
-            guarded(lambda: saved_model.write_base(model, signature, folder))
-        return folder
-
-    @cached_property
-    def _draft(self) -> Manifest:
-        """The manifest without artifacts; made once, for it reads all weights."""
-        source = self.source
-        return Manifest(
-            model=source.name,
-            version=0,
-            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            task=source.task,
-            source={**source.model.describe(), "trained": source.trained, "random_data": source.data.random},
-            producers=_versions(),
-            signatures=source.signatures,
-            artifacts=(),
-            labels=source.labels,
-            preprocessing=source.preprocessing,
-            derivations=source.derivations,
-            extra={"tolerances": self.options.tolerances} if self.options.tolerances else {},
-        )
-
-
-def _sized(signature: Signature, sizes: Sizes, rows: int | None = None) -> Signature:
-    """The same signature with these sizes in place of open ones, and a batch of ``rows``."""
-    inputs = {}
-    for name, spec in signature.inputs.items():
-        inputs[name] = replace(spec, shape=(rows, *sizes.get(name, (spec.shape or ())[1:])))
-    return replace(signature, inputs=inputs)
-
-
-def _longest_open(signature: Signature, sizes: Sizes) -> int:
-    """The largest of ``sizes`` that the signature leaves open, 0 where it leaves none."""
-    specs = [(spec.shape or (), sizes[name]) for name, spec in signature.inputs.items()]
-    return max(
-        (size for shape, row in specs for own, size in zip(shape[1:], row, strict=True) if own is None), default=0
-    )
-
-
-def limits(options: ExportOptions) -> Limits:
-    """What one step may take."""
-    psutil = extras.load("psutil", "exporting a model")
-    memory = [psutil.virtual_memory().total]
-    for path in _CONTAINER_LIMITS:
-        with suppress(OSError, ValueError):  # there is none, or it is "max"
-            memory.append(int(path.read_text()))
-    return Limits(options.time_limit_s, options.memory_limit_bytes or int(min(memory) * _MEMORY_SHARE))
-
-
-def _versions() -> dict[str, str]:
-    """Versions of what made the artifacts, for the manifest's ``producers``."""
-    found = {"python": platform.python_version()}
-    for package in ("servable", *_PRODUCERS):
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+def _is_full(error: Exception) -> bool:
+    """Whether it is for a full disk that something failed, whoever says so."""
+    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))

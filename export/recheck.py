@@ -15,7 +15,8 @@ from ..tasks import Pool
 from . import steps
 from .cases import base_case, derived_cases
 from .data import parse_shapes, random_data, read_calibration
-from .pipeline import MODULES, ExportOptions, Progress, limits
+from .options import ExportOptions, limits
+from .pipeline import MODULES, Progress
 from .registry import OPSET, REGISTRY, Exporter
 from .saved_source import SavedModelFolder, open_saved_model
 from .source import TASKS, Source, Task

@@ -133,7 +133,6 @@ def test_export(cli: Cli, tmp_path: Path) -> None:
     assert "onnx" not in done.stdout
     steps = [line.split(": ")[1] for line in done.stderr.splitlines() if line.startswith("export mlp: ")]
     assert steps[1:] == [
-        "run the source model",
         "convert saved_model",
         "verify saved_model",
         "convert tflite",

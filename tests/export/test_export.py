@@ -455,13 +455,12 @@ def test_progress_counts_every_step(tmp_path: Path) -> None:
         lambda *step: steps.append(step),
     )
     assert [text for text, _, _ in steps] == [
-        "run the source model",
         "convert saved_model",
-        "convert onnx",
         "verify saved_model",
+        "convert onnx",
         "verify onnx",
         "publish",
         "done",
     ]
-    assert [done for _, done, _ in steps] == list(range(7))
-    assert {total for _, _, total in steps} == {6}
+    assert [done for _, done, _ in steps] == list(range(6))
+    assert {total for _, _, total in steps} == {5}

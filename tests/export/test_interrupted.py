@@ -183,7 +183,7 @@ def test_a_write_that_fails_in_the_middle(tmp_path: Path) -> None:
     store = Store(tmp_path / "store")
     script = (
         "import resource, signal, sys; from servable.cli import run; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY)); sys.exit(run(sys.argv[1:]))"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY)); sys.exit(run(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, "export", "cnn", "--store", store.root],

@@ -18,7 +18,7 @@ import pytest
 from servable.cli import run
 from servable.cli.course import source
 from servable.errors import ExportError
-from servable.export import ExportOptions, export_model, steps
+from servable.export import ExportOptions, Unopened, export_model, steps
 from servable.export.registry import REGISTRY
 from servable.manifest import Manifest, measure_artifact
 from servable.models import card
@@ -100,6 +100,25 @@ def test_a_converter_that_dies(
     manifest = export_model(source(card("celsius")), store, options)
     assert left_out(manifest, store).startswith(reason)
     assert not (store.root / STAGING).exists()
+
+
+def test_a_source_that_dies(stubs: Any, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    with pytest.raises(ExportError, match=r"^mine: the conversion to saved_model was killed by SIGSEGV$"):
+        export_model(Unopened("mine", stubs.segfault_in_a_runtime), store, WHOLE)
+    assert list(store.root.rglob("*")) == []
+
+
+def test_code_that_dies_is_one_line_too(
+    stubs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(stubs.__file__).parent)
+    assert run(["export", f"{stubs.__name__}:segfault_in_a_runtime", "--store", str(tmp_path / "store")]) == 7
+    stdout, stderr = capfd.readouterr()
+    assert stdout == ""
+    assert stderr.splitlines()[-1] == (
+        "error: segfault_in_a_runtime: the conversion to saved_model was killed by SIGSEGV"
+    )
 
 
 def test_a_runtime_that_dies(stubs: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
