@@ -69,7 +69,8 @@ def export_model(
         work.step("report")
         try:
             found = {entry.label: entry.model.ops for entry in inspect(published).entries if entry.model}
-            report.write(store.reports(source.name, manifest.version), manifest, found, work.worst)
+            worst = {artifact.label: work.worst[artifact.label] for artifact in manifest.artifacts}
+            report.write(store.reports(source.name, manifest.version), manifest, found, worst)
         except Exception as error:  # noqa: BLE001  # whatever keeps it from being drawn, the version is published
             progress(f"no report: {first_line(error)}", work.steps, work.steps)
     progress("done", work.steps, work.steps)
