@@ -163,6 +163,15 @@ def metric_text(name: str | None, value: float | None) -> str:
     return f"{value:.2%}" if name == "accuracy" else f"{value:.3g}"
 
 
+def change_text(name: str | None, value: float | None, before: float | None) -> str:
+    """What became of a metric: in points of percent where it is an accuracy, a dash where it is not known."""
+    if value is None or before is None:
+        return "–"
+    change = value - before
+    text = f"{100 * change:+.2f}" if name == "accuracy" else f"{change:+.2g}"
+    return text if float(text) else "0"
+
+
 @dataclass(frozen=True)
 class Bars:
     """One group of horizontal bars: a title with the unit, and (label, value, text) for each bar."""

@@ -35,7 +35,9 @@ Codes are the canonical gRPC ones, statuses the ones that TensorFlow Serving ans
 from __future__ import annotations
 
 import difflib
+import errno
 import json
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from enum import IntEnum
@@ -77,6 +79,7 @@ __all__ = [
     "UnknownError",
     "error_for_code",
     "error_for_http_status",
+    "is_disk_full",
     "nearest",
 ]
 
@@ -346,6 +349,17 @@ def error_for_code(code: int, message: str) -> ServableError:
 def error_for_http_status(status: int, message: str) -> ServableError:
     """The error that stands for an HTTP status; a status of no known meaning gives `UnknownError`."""
     return _BY_HTTP_STATUS.get(status, UnknownError)(message)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether it is for lack of space that something failed.
+
+    An OSError says so by its number, other errors, of libraries and of processes, by the system's words for it.
+    """
+    numbers = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in numbers
+    return any(os.strerror(number) in str(error) for number in numbers)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

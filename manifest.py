@@ -101,6 +101,11 @@ class Artifact:
         """A short name such as ``tflite int8``; just the format where it is float32."""
         return _label(self.format, self.quantization)
 
+    @property
+    def base_evidence(self) -> Evidence | None:
+        """Evidence for the signature that every artifact answers, the first one; None if nothing was measured."""
+        return next(iter(self.evidence.values()), None)
+
     def proves(self, signature: str) -> bool:
         """Whether measured evidence shows parity with the source model for this signature."""
         evidence = self.evidence.get(signature)

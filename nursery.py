@@ -11,7 +11,6 @@ runs: nothing outlives the process that wanted it.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pickle
@@ -31,14 +30,13 @@ from threading import Thread
 from typing import Any
 
 from . import extras
-from .errors import ProcessError, ServableError
+from .errors import ProcessError, ServableError, is_disk_full
 from .process import describe_exit, last_words
 
 TASK, RESULT, LOG = "task.pkl", "result.pkl", "log.txt"
 # How long it waits for another task: it holds as much memory as TensorFlow's code takes.
 IDLE_S = 60.0
 _POLL_S = 0.05
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 # The exit code of a task that had no space for its log or its result: EX_CANTCREAT of sysexits.h.
 DISK_FULL = 73
 # Steps work on TensorFlow, and on the CPU: the process that they work for may hold the memory of a GPU.
@@ -278,7 +276,7 @@ def _fork(folder: Path, private: Sequence[int]) -> int:
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
     except BaseException as error:  # noqa: BLE001  # nothing may return from here into the loop of the parent
-        code = DISK_FULL if isinstance(error, OSError) and error.errno in _FULL else 1
+        code = DISK_FULL if is_disk_full(error) else 1
         with suppress(OSError):
             traceback.print_exc()
     finally:
@@ -364,7 +362,7 @@ def _main(arguments: Sequence[str]) -> None:
         try:
             work(Path(arguments[1]))
         except OSError as error:
-            sys.exit(DISK_FULL if error.errno in _FULL else 1)
+            sys.exit(DISK_FULL if is_disk_full(error) else 1)
         return
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     out = os.dup(1)

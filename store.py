@@ -11,7 +11,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import AlreadyExistsError, InvalidArgumentError, NotFoundError, ResourceExhaustedError, StoreError, nearest
+from .errors import (
+    AlreadyExistsError,
+    InvalidArgumentError,
+    NotFoundError,
+    ResourceExhaustedError,
+    StoreError,
+    is_disk_full,
+    nearest,
+)
 from .manifest import FILE_NAME, Manifest
 
 try:
@@ -203,7 +211,7 @@ def _disk_errors(root: Path) -> Iterator[None]:
     except OSError as error:
         if isinstance(error.filename, str) and not _related(Path(error.filename), root):
             raise  # some other file: not the store's fault
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise ResourceExhaustedError(f"no space left for the store {root}; nothing was published") from error
         raise StoreError(
             f"the store {root} cannot be written: {error.strerror or error}; nothing was published"

@@ -47,7 +47,7 @@ class Pool:
     """Runs tasks, so many at once; a context manager that leaves no process behind.
 
     A `ServableError` or an OSError that a task raises is its outcome. Any other exception, a signal, an
-    exit and a limit that is passed give a `ProcessError` that says so, with the last line of the task's log:
+    exit and a limit that is passed give a `ProcessError` that says so, with the last lines of the task's log:
     "was killed by SIGSEGV; its last words: …", to be put behind what it was.
     """
 

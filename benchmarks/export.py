@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from .. import extras
 from ..cli import course
-from ..draw import metric_text, size_text
+from ..draw import change_text, metric_text, size_text
 from ..export import ExportOptions, Source, export_model, saved_model
 from ..export.registry import REGISTRY, Job
 from ..export.source_model import TracedModel
@@ -100,12 +100,9 @@ def table(manifest: Manifest, seconds: Mapping[str, float]) -> str:
 
 def row(artifact: Artifact, seconds: Mapping[str, float], reference: int) -> str:
     """The figures of one artifact, for the signature that every artifact answers."""
-    found = next(iter(artifact.evidence.values()))
+    found = artifact.base_evidence
+    assert found is not None  # the export has measured it
     key = artifact.label.replace(" ", "_")
-    change = "–"
-    if found.metric_value is not None and found.metric_source_value is not None:
-        difference = found.metric_value - found.metric_source_value
-        change = f"{difference * 100:+.2f}" if found.metric == "accuracy" else f"{difference:+.2g}"
     cells = (
         artifact.label,
         f"{seconds[f'convert {key}']:.1f} s",
@@ -115,7 +112,7 @@ def row(artifact: Artifact, seconds: Mapping[str, float], reference: int) -> str
         f"{found.max_abs_error:.2g}",
         "–" if found.top1_agreement is None else f"{found.top1_agreement:.2%}",
         f"{found.metric or ''} {metric_text(found.metric, found.metric_value)}".strip(),
-        change,
+        change_text(found.metric, found.metric_value, found.metric_source_value),
     )
     return " | ".join(cells)
 

@@ -195,7 +195,9 @@ def _flag(name: str) -> str:
 
 def _data(manifest: Manifest) -> str:
     """What the evidence is about, and what it says nothing about."""
-    data = next(iter(manifest.artifacts[0].evidence.values())).data
+    evidence = manifest.artifacts[0].base_evidence
+    assert evidence is not None  # the export has measured it
+    data = evidence.data
     if not manifest.source.get("random_data"):
         return data
     return f"{data}: they say nothing of accuracy, and int8 ranges come from them too; better: --calibration"

@@ -45,7 +45,7 @@ def command(path: Path, ops: int, strict: bool, as_json: bool) -> None:
     else:
         _print(found, ops, stdout())
     if not found.sound:
-        wrong = ", ".join(f"{_name(entry)} is {_state(entry)}" for entry in found.entries if not _sound(entry))
+        wrong = ", ".join(f"{_name(entry)} is {_state(entry)}" for entry in found.entries if not entry.sound)
         raise ArtifactError(f"{found.path} is not sound: {wrong}")
     if strict and found.findings:
         count = sum(finding.count for finding in found.findings)
@@ -76,10 +76,6 @@ def _as_json(found: Inspection) -> dict[str, Any]:
         "manifest": head,
         "artifacts": [asdict(entry) for entry in found.entries],
     }
-
-
-def _sound(entry: Entry) -> bool:
-    return entry.state in ("ok", "unchecked") and entry.model is not None
 
 
 def _state(entry: Entry) -> str:
@@ -118,7 +114,7 @@ def _print_version(found: Inspection, manifest: Manifest, ops: int, console: Con
         table.add_row(
             _name(entry),
             size_text(model.bytes) if model else "–",
-            Text(state, style="green" if _sound(entry) else "bold red"),
+            Text(state, style="green" if entry.sound else "bold red"),
             f"{model.parameters:,}" if model else "–",
             model.quantization if model else "–",
             _verdict(model) if model else "–",

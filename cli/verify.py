@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..draw import metric_text
 from ..errors import ArtifactError, InvalidArgumentError, ParityError
-from ..evidence import Evidence
+from ..evidence import Evidence, evidence_to_dict
 from ..export import ExportOptions, Source
 from ..export.pipeline import import_ahead
 from ..export.recheck import Rechecked, recheck, version_source
@@ -56,9 +56,10 @@ def command(
             raise InvalidArgumentError("--input-shape sizes random numbers, and there is data to compare on")
         kind = "its source model" if source else "its SavedModel"
         if not source and not calibration and not manifest.source.get("random_data"):
+            measured = {evidence.data for evidence in map(_evidence, manifest.artifacts) if evidence}
             raise InvalidArgumentError(
-                f"{folder} was measured on {_data(manifest)}, which it does not hold; give the like with --calibration "
-                "('servable inspect' compares the hashes alone)"
+                f"{folder} was measured on {', '.join(sorted(measured)) or 'nothing'}, which it does not hold; give "
+                "the like with --calibration ('servable inspect' compares the hashes alone)"
             )
         source = source or version_source(folder, manifest, calibration, input_shape)
         data.append(f"compared with {kind} on {source.data.words}")
@@ -84,13 +85,8 @@ def _original(manifest: Manifest) -> Source | None:
     return found if found.model.describe()["sha256"] == manifest.source.get("sha256") else None
 
 
-def _data(manifest: Manifest) -> str:
-    found = (evidence.data for artifact in manifest.artifacts for evidence in artifact.evidence.values())
-    return next(found, "nothing")
-
-
 def _evidence(artifact: Artifact | None) -> Evidence | None:
-    return next(iter(artifact.evidence.values()), None) if artifact else None
+    return artifact.base_evidence if artifact else None
 
 
 def _print(folder: Path, found: list[Rechecked], data: list[str]) -> None:
@@ -121,10 +117,7 @@ def _cells(evidence: Evidence | None) -> tuple[str, str, str]:
 
 def _to_dict(each: Rechecked) -> dict[str, Any]:
     sides = {"recorded": _evidence(each.recorded), "now": _evidence(each.now)}
-    shown = {
-        name: evidence and {**vars(evidence), "outputs": {key: vars(error) for key, error in evidence.outputs.items()}}
-        for name, evidence in sides.items()
-    }
+    shown = {name: evidence and evidence_to_dict(evidence) for name, evidence in sides.items()}
     return {"artifact": each.recorded.label, "ok": not each.wrong, "wrong": each.wrong, **shown}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 import secrets
@@ -11,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from ..errors import ArtifactError, StoreError
+from ..errors import ArtifactError, StoreError, is_disk_full
 
 LINE_BYTES = 12
 # As TensorFlow Lite wants its buffers.
@@ -127,7 +126,7 @@ def _replace(path: Path, text: bytes, data: bytes = b"") -> None:
                 file.write(b"};\n")
         temporary.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # of a store that is full, its owner speaks
+        if is_disk_full(error):  # of a store that is full, its owner speaks
             raise
         raise StoreError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:

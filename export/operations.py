@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from .. import extras
+from ..inspection.graph_audit import functions_of
 
 LOOPS = frozenset({"While", "StatelessWhile", "Enter", "NextIteration"})
 
@@ -45,10 +47,7 @@ def operations(folder: Path, signature: str, tag: str = "serve") -> Counter[str]
     return found
 
 
-def _functions(node: Any) -> Any:
+def _functions(node: Any) -> Iterator[str]:
     """Names of the functions that a node calls."""
     for value in node.attr.values():
-        if value.HasField("func"):
-            yield value.func.name
-        elif value.HasField("list"):
-            yield from (function.name for function in value.list.func)
+        yield from functions_of(value)

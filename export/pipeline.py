@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from .. import extras
-from ..errors import ExportError, ParityError, ProcessError, StoreError, UnimplementedError
+from ..errors import ExportError, ParityError, ProcessError, StoreError, UnimplementedError, is_disk_full
 from ..inspection import inspect
 from ..manifest import Absent, Artifact, Manifest
 from ..nursery import Outcome, borrow, give_back
@@ -133,9 +133,9 @@ class _Work:
 
     def _prepared(self, outcome: Outcome) -> None:
         error = outcome.error
-        if isinstance(error, ProcessError) and not _is_full(error):
+        if isinstance(error, ProcessError) and not is_disk_full(error):
             raise ExportError(f"{self.source.name}: the conversion to saved_model {error}")
-        if error and _is_full(error):
+        if error and is_disk_full(error):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         prepared: Prepared = outcome.get()
         self._draft = prepared.draft
@@ -214,7 +214,7 @@ class _Work:
         error = outcome.error
         if error is None:
             return True
-        if _is_full(error):
+        if is_disk_full(error):
             raise error if isinstance(error, OSError) else OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if isinstance(error, ProcessError):
             error = ExportError(f"the {what} {error}")
@@ -231,8 +231,3 @@ class _Work:
         if exporter.key in self.options.formats and exporter.key not in FORMATS:
             raise ExportError(f"{self.source.name} {exporter.key} cannot be made: {reason}")
         self._absent[exporter.key] = Absent(exporter.format, exporter.quantization, reason, failed)
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether it is for a full disk that something failed, whoever says so."""
-    return any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT))

@@ -48,7 +48,8 @@ def version_source(
     SavedModel that evidence speaks of.
     """
     saved = manifest.artifact("saved_model")
-    if saved is None or not saved.evidence:
+    evidence = saved.base_evidence if saved else None
+    if saved is None or evidence is None:
         raise StoreError(f"the manifest in {folder} has no evidence of a SavedModel, which others are compared with")
     model = open_saved_model(folder, next(iter(saved.evidence)))
     assert isinstance(model, SavedModelFolder)
@@ -56,13 +57,12 @@ def version_source(
     sizes, how = parse_shapes(shapes, model.signature), manifest.preprocessing
     data = read_calibration(calibration, model, how) if calibration else random_data(model, sizes, how)
     task: Task = next((task for task in TASKS if task == manifest.task), "other")
-    metric = next(iter(saved.evidence.values())).metric
     return Source(
         name=manifest.model,
         model=model,
         data=data,
         task=task,
-        metric=metric if data.targets is not None else None,
+        metric=evidence.metric if data.targets is not None else None,
         labels=manifest.labels,
         preprocessing=how,
         trained=bool(manifest.source.get("trained", True)),

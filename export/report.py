@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import secrets
 from collections.abc import Mapping, Sequence
@@ -10,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from .. import draw
-from ..draw import Figure, Gallery, Part, Plot, Table, metric_text, size_text
-from ..errors import ResourceExhaustedError, StoreError
+from ..draw import Figure, Gallery, Part, Plot, Table, change_text, metric_text, size_text
+from ..errors import ResourceExhaustedError, StoreError, is_disk_full
 from ..evidence import Evidence
 from ..manifest import Artifact, Manifest
 from .comparison import Column, Scatter, comparison
@@ -46,7 +45,7 @@ def write(folder: Path, manifest: Manifest, operations: Operations, worst: Worst
 
 def picture(manifest: Manifest) -> bytes:
     """Size, error, agreement and metric of all artifacts side by side, and size against metric, as PNG."""
-    evidence = [_base(artifact) for artifact in manifest.artifacts]
+    evidence = [artifact.base_evidence for artifact in manifest.artifacts]
     columns = [
         Column("size", [(artifact.bytes, size_text(artifact.bytes)) for artifact in manifest.artifacts]),
         Column(
@@ -77,7 +76,7 @@ def _scatter(manifest: Manifest, metric: str | None) -> Scatter | None:
     """Size against the metric, or against the error where there is none."""
     points = []
     for artifact in manifest.artifacts:
-        found = _base(artifact)
+        found = artifact.base_evidence
         value = (found.metric_value if metric else found.max_abs_error) if found else None
         if value is not None and math.isfinite(value):
             points.append((artifact.label, artifact.format, float(artifact.bytes), value))
@@ -95,7 +94,7 @@ def _scatter(manifest: Manifest, metric: str | None) -> Scatter | None:
 
 def page(manifest: Manifest, operations: Operations, worst: Worst, png: bytes) -> str:
     """The whole report as HTML, with the picture in it; the same for the same arguments."""
-    found = [(artifact, evidence) for artifact in manifest.artifacts if (evidence := _base(artifact))]
+    found = [(artifact, evidence) for artifact in manifest.artifacts if (evidence := artifact.base_evidence)]
     data = found[0][1].data if found else "nothing: there is no evidence"
     made_of = [str(manifest.source[key]) for key in ("kind", "class") if key in manifest.source]
     lead = f"Exported {manifest.created}: {manifest.task}, {' '.join(made_of)}"
@@ -130,22 +129,13 @@ def _formats(manifest: Manifest, found: Sequence[tuple[Artifact, Evidence]]) -> 
                 _error(evidence.mean_abs_error),
                 _share(evidence.top1_agreement),
                 metric_text(evidence.metric, evidence.metric_value),
-                _change(evidence),
+                change_text(evidence.metric, evidence.metric_value, evidence.metric_source_value),
                 f"{evidence.samples:,}",
             ]
         rows.append([artifact.label, size_text(artifact.bytes), share, *cells])
     header = ["artifact", "size", "of TFLite", "max abs error", "mean abs error", "agreement", name or "metric"]
     note = "Agreement is the share of samples with the class that the source gives them." if name == "accuracy" else ""
     return Table("Artifacts", [*header, "change", "samples"], rows, note)
-
-
-def _change(evidence: Evidence) -> str:
-    """What became of the metric, in points of percent where it is an accuracy."""
-    if evidence.metric_value is None or evidence.metric_source_value is None:
-        return "–"
-    change = evidence.metric_value - evidence.metric_source_value
-    text = f"{100 * change:+.2f}" if evidence.metric == "accuracy" else f"{change:+.2g}"
-    return text if float(text) else "0"
 
 
 def _criteria(found: Sequence[tuple[Artifact, Evidence]]) -> Table:
@@ -274,11 +264,6 @@ def _some(labels: Sequence[str]) -> str:
     return f"{len(labels):,}: {shown}{', …' if len(labels) > 20 else ''}"
 
 
-def _base(artifact: Artifact) -> Evidence | None:
-    """Evidence of the signature that every artifact answers: the first one."""
-    return next(iter(artifact.evidence.values()), None)
-
-
 def _error(value: float) -> str:
     return "0" if value == 0 else f"{value:.2g}"
 
@@ -307,7 +292,7 @@ def _write(folder: Path, files: Mapping[str, bytes]) -> None:
         for temporary, path in written.items():
             temporary.replace(path)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_disk_full(error):
             raise ResourceExhaustedError(f"no space left for the report in {folder}") from error
         raise StoreError(f"the report cannot be written to {folder}: {error.strerror or error}") from error
     finally:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from .. import runtimes
-from ..errors import ArtifactError, ExportError, ParityError, ServableError
+from ..errors import ArtifactError, ExportError, ParityError, ServableError, is_disk_full
 from ..manifest import Artifact, Manifest, measure_artifact
 from ..runtimes import Runtime
 from ..signature import Signature
@@ -76,7 +76,7 @@ def guarded(action: Callable[[], None]) -> None:
     except (ServableError, OSError):
         raise
     except Exception as error:  # converters raise every kind
-        if os.strerror(errno.ENOSPC) in str(error):  # TensorFlow and the converters have errors of their own for it
+        if is_disk_full(error):  # TensorFlow and the converters have errors of their own for it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise ExportError(first_line(error)) from error
 

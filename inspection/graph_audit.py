@@ -261,14 +261,14 @@ def _calls(node: Any, body: _Body, library: dict[str, Any]) -> Iterator[tuple[st
     if not node.attr:
         return
     arguments: tuple[_Origin, ...] = ()
-    functions = [name for value in node.attr.values() for name in _functions(value) if name in library]
+    functions = [name for value in node.attr.values() for name in functions_of(value) if name in library]
     if functions and node.op in (*_BY_POSITION, *_BEHIND_A_CHOICE):
         arguments = tuple(body.origin(source) for source in inputs[node.op in _BEHIND_A_CHOICE :])
     for name in functions:
         yield name, arguments
 
 
-def _functions(value: Any) -> Iterator[str]:
+def functions_of(value: Any) -> Iterator[str]:
     """Names of the functions in an attribute, also in the attributes of those."""
     todo = [value]
     while todo:

@@ -95,6 +95,11 @@ class Entry:
     note: str = ""
     model: Model | None = None
 
+    @property
+    def sound(self) -> bool:
+        """Whether it is there, is what was measured, and can be read."""
+        return self.state in ("ok", "unchecked") and self.model is not None
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -106,8 +111,8 @@ class Inspection:
 
     @property
     def sound(self) -> bool:
-        """Whether every artifact is there, is the one that was measured, and can be read."""
-        return all(entry.state in ("ok", "unchecked") and entry.model is not None for entry in self.entries)
+        """Whether every artifact is."""
+        return all(entry.sound for entry in self.entries)
 
     @property
     def findings(self) -> tuple[Finding, ...]:

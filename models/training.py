@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import math
@@ -19,7 +18,7 @@ import keras
 import numpy as np
 
 from .. import metrics
-from ..errors import ArtifactError, FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError
+from ..errors import ArtifactError, FailedPreconditionError, InvalidArgumentError, ResourceExhaustedError, is_disk_full
 from .catalogue import ModelCard
 from .data import Dataset
 
@@ -141,7 +140,7 @@ def save(card: ModelCard, model: Any, record: dict[str, Any], folder: Path) -> P
     except OSError as error:
         for leftover in (partial, partial.with_suffix(".json")):
             leftover.unlink(missing_ok=True)
-        kind = ResourceExhaustedError if error.errno in (errno.ENOSPC, errno.EDQUOT) else FailedPreconditionError
+        kind = ResourceExhaustedError if is_disk_full(error) else FailedPreconditionError
         raise kind(f"the trained weights could not be written to {folder}: {error.strerror or error}") from error
     return weights
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,18 @@ def cli() -> Cli:
         )
 
     return run
+
+
+@pytest.fixture
+def new_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """Makes a module of a text, which can be imported here, and which no process that runs already has seen."""
+
+    def make(text: str) -> Any:
+        place = tmp_path / "modules"
+        place.mkdir()
+        name = f"module_{abs(hash(str(tmp_path)))}"
+        (place / f"{name}.py").write_text(text)
+        monkeypatch.syspath_prepend(str(place))
+        return import_module(name)
+
+    return make

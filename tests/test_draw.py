@@ -12,7 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from servable.draw import Bars, Figure, Gallery, Part, Plot, Table, bar_charts, metric_text, page, short, size_text
+from servable.draw import (
+    Bars,
+    Figure,
+    Gallery,
+    Part,
+    Plot,
+    Table,
+    bar_charts,
+    change_text,
+    metric_text,
+    page,
+    short,
+    size_text,
+)
 
 HOSTILE = """<script>alert("x")</script> & 'quoted' """
 
@@ -184,3 +197,18 @@ def test_longer_bar_is_drawn_for_the_larger_value() -> None:
     ]
     assert widths[0] > 0
     assert widths[1] / widths[0] == pytest.approx(4.0, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "before", "text"),
+    [
+        ("accuracy", 0.93, 0.94, "-1.00"),
+        ("accuracy", 0.94, 0.94, "0"),
+        ("accuracy", 0.940001, 0.94, "0"),
+        ("mae", 0.25, 1e-5, "+0.25"),
+        ("mae", None, 1.0, "–"),
+        ("mae", 1.0, None, "–"),
+    ],
+)
+def test_what_became_of_a_metric(name: str, value: float | None, before: float | None, text: str) -> None:
+    assert change_text(name, value, before) == text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import re
 from collections.abc import Iterator
 
@@ -10,7 +12,7 @@ import grpc
 import pytest
 
 from servable import errors
-from servable.errors import Code, ServableError
+from servable.errors import Code, ServableError, is_disk_full
 
 LINE = re.compile(
     r"^    (?P<prefix>[│├└─ ]*)(?P<name>\w+Error) +(?P<code>[A-Z_]+) +(?P<status>\d+) +exit (?P<exit>\d+)$"
@@ -121,3 +123,18 @@ def test_missing_extra_names_the_command() -> None:
     error = errors.MissingExtraError("the server", "httptools", "serve")
     assert re.search(r"run: pip install (-e )?'.+\[serve\]'$", str(error))
     assert (error.package, error.extra) == ("httptools", "serve")
+
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (OSError(errno.ENOSPC, "whatever it says"), True),
+        (OSError(errno.EDQUOT, "whatever it says"), True),
+        (OSError(errno.EACCES, os.strerror(errno.ENOSPC)), False),
+        (OSError("No space left on device"), True),
+        (RuntimeError("variables.data: No space left on device; write failed"), True),
+        (RuntimeError("no space in the graph"), False),
+    ],
+)
+def test_a_full_disk_is_told_whoever_says_so(error: Exception, full: bool) -> None:
+    assert is_disk_full(error) == full

@@ -104,14 +104,8 @@ GENEROUS = Limits(60, 2_000_000_000)
 
 
 @pytest.fixture
-def functions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A module that nobody knew when the processes were started."""
-    place = tmp_path / "modules"
-    place.mkdir()
-    name = f"functions_{abs(hash(str(tmp_path)))}"
-    (place / f"{name}.py").write_text(FUNCTIONS)
-    monkeypatch.syspath_prepend(str(place))
-    return __import__(name)
+def functions(new_module: Callable[[str], Any]) -> Any:
+    return new_module(FUNCTIONS)
 
 
 @pytest.fixture(params=["forked", "spawned"])

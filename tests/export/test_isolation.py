@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,8 @@ WHOLE = ExportOptions(("tflite",), ("float32", "int8"))
 
 
 @pytest.fixture
-def stubs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    place = tmp_path / "modules"
-    place.mkdir()
-    name = f"stubs_{abs(hash(str(tmp_path)))}"
-    (place / f"{name}.py").write_text(STUBS)
-    monkeypatch.syspath_prepend(str(place))
-    return __import__(name)
+def stubs(new_module: Callable[[str], Any]) -> Any:
+    return new_module(STUBS)
 
 
 def left_out(manifest: Manifest, store: Store) -> str:

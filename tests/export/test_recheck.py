@@ -12,7 +12,7 @@ import pytest
 
 from servable.cli.course import source
 from servable.errors import DataError, StoreError
-from servable.export import ExportOptions, Source, export_model
+from servable.export import ExportOptions, KerasModel, Source, export_model
 from servable.export.assemble import Description, open_source
 from servable.export.recheck import Rechecked, recheck, version_source
 from servable.manifest import FILE_NAME, Manifest, measure_artifact
@@ -113,8 +113,9 @@ def test_what_was_not_run_is_not_sound(store: Store) -> None:
     folder = store.path("celsius")
     options = ExportOptions(tolerances={"saved_model": {"max_abs_error": 0.0}})
     shifted = source(card("celsius"))
-    weights = shifted.model.model.get_weights()  # type: ignore[attr-defined]  # it is a KerasModel
-    shifted.model.model.set_weights([weights[0], weights[1] + 1])  # type: ignore[attr-defined]
+    assert isinstance(shifted.model, KerasModel)
+    slope, offset = shifted.model.model.get_weights()
+    shifted.model.model.set_weights([slope, offset + 1])
     found = by_label(recheck(folder, Manifest.read(folder), lambda: shifted, options))
     assert "celsius saved_model is too far from the source model" in found["saved_model"].wrong
     assert not [each for each in found.values() if not each.wrong or each.now or each.damaged]
